@@ -1,0 +1,32 @@
+"""Backends: one file each, found by scanning this folder; adding one edits nothing else.
+
+A backend is a module with
+  NAME, PRIORITY       its name, and its place in the automatic choice (highest first)
+  available()          "" when it can run on this machine, otherwise the reason why not
+  one function per op that it covers, named and called as the op in subbyte/ops; it returns NotImplemented for
+  arguments that it does not cover (the next backend, or the reference, then runs; when it was forced, an error)
+  ran: dict[str, str]  optional: op -> the name of the kernel that its last call ran
+
+Every function equals the body of its op bit for bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from types import ModuleType
+
+
+@functools.cache
+def discover() -> dict[str, ModuleType]:
+    """Every backend in this folder, by name, highest priority first; those that cannot run here are included."""
+    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    modules = [importlib.import_module(f"{__name__}.{n}") for n in names]
+    return {m.NAME: m for m in sorted(modules, key=lambda m: -m.PRIORITY)}
+
+
+@functools.cache
+def usable() -> tuple[ModuleType, ...]:
+    """Those that can run on this machine, highest priority first."""
+    return tuple(m for m in discover().values() if not m.available())

@@ -1,0 +1,29 @@
+"""The operations that a backend may accelerate. The body of an op is its reference; dispatch.py says how one is chosen."""
+
+from .conv import ConvParams, conv2d, conv2d_grad_input, conv2d_grad_weight
+from .dispatch import BackendError, last_kernel, note, recording, registered, use_backend
+from .matmul import ContractError, matmul, matmul_accumulators
+from .quantize import WHOLE, amax, narrow, pack, packed_bytes, quantize, unpack
+
+__all__ = [
+    "WHOLE",
+    "BackendError",
+    "ContractError",
+    "ConvParams",
+    "amax",
+    "conv2d",
+    "conv2d_grad_input",
+    "conv2d_grad_weight",
+    "last_kernel",
+    "matmul",
+    "matmul_accumulators",
+    "narrow",
+    "note",
+    "pack",
+    "packed_bytes",
+    "quantize",
+    "recording",
+    "registered",
+    "unpack",
+    "use_backend",
+]

@@ -1,0 +1,229 @@
+"""conv2d and its two gradients on codes.    x (N, C, H, W), w (O, C/groups, R, S), g (N, O, P, Q)
+
+Each is one product of integers with a scale outside: conv2d reduces over C R S, grad_input over O R S, grad_weight over
+N P Q. The contract on scales is matmul's. With groups = C (depthwise) a channel is its own reduction, so a scale for each
+channel is an outer factor in all three products; with 1 < groups < C it must be constant within a group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..numerics import IntFormat, product_bound
+from ..qtensor import QTensor
+from . import exact
+from .dispatch import op
+from .matmul import ContractError
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ConvParams:
+    """Stride, padding, dilation (height, width) and groups, as torch.nn.Conv2d defines them."""
+
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    def output_size(self, x_shape: torch.Size, w_shape: torch.Size) -> tuple[int, int, int, int]:
+        """(N, O, P, Q) with P = floor((H + 2 padding - dilation (R - 1) - 1) / stride) + 1. ValueError if it is empty."""
+        spatial = []
+        for i in range(2):
+            reach = self.dilation[i] * (w_shape[2 + i] - 1) + 1
+            free = x_shape[2 + i] + 2 * self.padding[i] - reach
+            if free < 0:
+                raise ValueError(f"kernel of reach {reach} exceeds the padded input {tuple(x_shape)}, padding {self.padding}")
+            spatial.append(free // self.stride[i] + 1)
+        return (x_shape[0], w_shape[0], spatial[0], spatial[1])
+
+    def flat(self) -> tuple[list[int], list[int], list[int], int]:
+        return list(self.stride), list(self.padding), list(self.dilation), self.groups
+
+
+_PAIR = (
+    "Tensor a, Tensor? a_shift, int a_bits, bool a_signed, int a_max_shift, "
+    "Tensor b, Tensor? b_shift, int b_bits, bool b_signed, int b_max_shift, "
+    "Tensor scale, {extra}int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"
+)
+
+
+def _scaled_conv2d_fake(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, stride, padding, dilation, groups):
+    params = ConvParams(tuple(stride), tuple(padding), tuple(dilation), groups)
+    return _like(a, params.output_size(a.shape, b.shape))
+
+
+@op("(" + _PAIR.format(extra="Tensor? bias, "), _scaled_conv2d_fake)
+def scaled_conv2d(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, stride, padding, dilation, groups):
+    """y = float32(acc) * scale + bias, acc = conv(x, w) << E_a + E_b. a = x, b = w; scale broadcasts to y; bias (O)."""
+    unit = _unit(a_b, a_s, a_e, b_b, b_s, b_e) * b.shape[2] * b.shape[3]
+    width = b.shape[1]
+    dtype, limit = _dtype(unit, width, a.device, splittable=groups == 1)
+    x, w = exact.shifted(a, a_sh, a_e, dtype), exact.shifted(b, b_sh, b_e, dtype)
+
+    def part(cs: slice) -> Tensor:
+        whole = cs == slice(0, width)
+        xs, ws = (x, w) if whole else (x[:, cs], w[:, cs])
+        return torch.conv2d(xs, ws, None, stride, padding, dilation, groups)
+
+    acc = exact.chunked_sum(width, unit, limit, part)
+    bias = None if bias is None else bias.view(1, -1, 1, 1)
+    return exact.epilogue(acc, scale, bias).contiguous(memory_format=_format(a))
+
+
+def _grad_input_fake(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups):
+    return _like(a, size)
+
+
+@op("(" + _PAIR.format(extra="int[] size, "), _grad_input_fake)
+def scaled_conv2d_grad_input(
+    a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups
+):
+    """dx = float32(acc) * scale, acc = conv_transpose(g, w) << E_a + E_b. a = g, b = w, size = x's shape."""
+    unit = _unit(a_b, a_s, a_e, b_b, b_s, b_e) * b.shape[2] * b.shape[3]
+    width = b.shape[0] // groups
+    dtype, limit = _dtype(unit, width, a.device, splittable=groups == 1)
+    g, w = exact.shifted(a, a_sh, a_e, dtype), exact.shifted(b, b_sh, b_e, dtype)
+
+    def part(os: slice) -> Tensor:
+        whole = os == slice(0, width)
+        gs, ws = (g, w) if whole else (g[:, os], w[os])
+        return _backward(gs, gs.new_zeros(()).expand(size), ws, stride, padding, dilation, groups, 0)
+
+    acc = exact.chunked_sum(width, unit, limit, part)
+    return exact.epilogue(acc, scale, None).contiguous(memory_format=_format(a))
+
+
+def _grad_weight_fake(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups):
+    return a.new_empty(size, dtype=torch.float32)
+
+
+@op("(" + _PAIR.format(extra="int[] size, "), _grad_weight_fake)
+def scaled_conv2d_grad_weight(
+    a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups
+):
+    """dw = float32(acc) * scale, acc = sum_n conv(x_n, g_n). a = g, b = x, size = w's shape; shifts are in the scale."""
+    unit = _unit(a_b, a_s, a_e, b_b, b_s, b_e) * a.shape[2] * a.shape[3]
+    dtype, limit = _dtype(unit, a.shape[0], a.device, splittable=True)
+    g, x = exact.shifted(a, a_sh, a_e, dtype), exact.shifted(b, b_sh, b_e, dtype)
+
+    def part(ns: slice) -> Tensor:
+        return _backward(g[ns], x[ns], g.new_zeros(()).expand(size), stride, padding, dilation, groups, 1)
+
+    acc = exact.chunked_sum(a.shape[0], unit, limit, part)
+    return exact.epilogue(acc, scale, None).contiguous()
+
+
+def _backward(g, x, w, stride, padding, dilation, groups, which: int) -> Tensor:
+    if g.numel() == 0:
+        return torch.zeros((x if which == 0 else w).shape, dtype=g.dtype, device=g.device)
+    mask = [which == 0, which == 1, False]
+    # x or w stands in for its shape alone where its own gradient is wanted.
+    return torch.ops.aten.convolution_backward(
+        g, x, w, None, stride, padding, dilation, False, [0, 0], groups, mask
+    )[which]
+
+
+def _unit(a_bits, a_signed, a_shift, b_bits, b_signed, b_shift) -> int:
+    return product_bound(IntFormat(a_bits, a_signed).qmax, IntFormat(b_bits, b_signed).qmax, 1, a_shift + b_shift)
+
+
+def _dtype(unit: int, length: int, device: torch.device, splittable: bool) -> tuple[torch.dtype, int]:
+    """(dtype, limit of a chunk): float32 where its convolution is exact and the bound, or a chunk's bound, fits."""
+    fits = unit * length <= exact.FLOAT32_LIMIT or (splittable and unit <= exact.FLOAT32_LIMIT)
+    if fits and exact.convolution_in_float32(device):
+        return torch.float32, exact.FLOAT32_LIMIT
+    return torch.float64, exact.FLOAT64_LIMIT
+
+
+def _format(t: Tensor) -> torch.memory_format:
+    last = t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _like(a: Tensor, size) -> Tensor:
+    return torch.empty(size, dtype=torch.float32, device=a.device).contiguous(memory_format=_format(a))
+
+
+# ------------------------------------------------------------------------------------------ on QTensors: the contract
+
+
+def conv2d(x: QTensor, w: QTensor, bias: Tensor | None, params: ConvParams) -> Tensor:
+    """y = conv(x, w) + bias in integers -> float32 (N, O, P, Q). ContractError where a scale varies inside the sum."""
+    _check_shapes(x.shape, w.shape, params)
+    x, w = x.fold_shift(1), w.fold_shift(1)
+    inner = w.shape[1]
+    _require_constant(x, 1, inner, "input")
+    _require_constant(w, 1, inner, "weight")
+    scale = _widen(x.scale, w.shape[0]) * w.scale.transpose(0, 1)
+    return scaled_conv2d(*_pair(x, w), _times(scale, x, w), bias, *params.flat())
+
+
+def conv2d_grad_input(g: QTensor, w: QTensor, size: torch.Size, params: ConvParams) -> Tensor:
+    """dx (N, C, H, W) of conv2d, float32. It reduces over O/groups, R, S: there g and w may both carry a shift."""
+    _check_gradient(g.shape, size, w.shape, params)
+    g, w = g.fold_shift(1), w.fold_shift(0)
+    inner = w.shape[0] // params.groups
+    _require_constant(g, 1, inner, "gradient")
+    _require_constant(w, 0, inner, "weight")
+    by_output, by_input = w.scale.amax(1, keepdim=True), w.scale.amax(0, keepdim=True)
+    outer = by_input.repeat(1, params.groups, 1, 1) if w.scale.shape[1] != 1 else _widen(by_output.transpose(0, 1), size[1])
+    scale = _widen(g.scale, size[1]) * outer
+    return scaled_conv2d_grad_input(*_pair(g, w), _times(scale, g, w), list(size), *params.flat())
+
+
+def conv2d_grad_weight(g: QTensor, x: QTensor, size: torch.Size, params: ConvParams) -> Tensor:
+    """dw (O, C/groups, R, S) of conv2d, float32. It reduces over N, P, Q: channels are outer, and so are their shifts."""
+    _check_gradient(g.shape, x.shape, size, params)
+    g, x = g.fold_shift(0), x.fold_shift(0)
+    _require_constant(g, 0, g.shape[0], "gradient")
+    _require_constant(x, 0, x.shape[0], "input")
+    by_group = x.scale
+    if x.scale.shape[1] != 1:  # channel group(o) C/groups + j of x is weight element (o, j)
+        by_group = x.scale.view(params.groups, size[1], 1, 1).repeat_interleave(size[0] // params.groups, 0)
+    scale = g.scale.transpose(0, 1) * by_group
+    return scaled_conv2d_grad_weight(*_pair(g, x), scale, list(size), *params.flat())
+
+
+def _pair(a: QTensor, b: QTensor) -> tuple:
+    return (
+        *(a.codes, a.shift, a.format.bits, a.format.signed, a.max_shift),
+        *(b.codes, b.shift, b.format.bits, b.format.signed, b.max_shift),
+    )
+
+
+def _times(scale: Tensor, a: QTensor, b: QTensor) -> Tensor:
+    """The accumulator counts units of 2^-(E_a + E_b): a power of two, so this product is exact."""
+    return scale * 2.0 ** -(a.max_shift + b.max_shift)
+
+
+def _widen(scale: Tensor, channels: int) -> Tensor:
+    """A scale for each group (or one for all) along axis 1 -> one for each of `channels` in group order."""
+    return scale if scale.shape[1] in (1, channels) else scale.repeat_interleave(channels // scale.shape[1], 1)
+
+
+def _require_constant(q: QTensor, axis: int, inner: int, who: str) -> None:
+    """Raise unless q's scale is constant over the `inner` consecutive indices of `axis` that one sum reduces."""
+    if q.scale.shape[2:] != (1, 1) or (q.scale.shape[axis] != 1 and inner != 1):
+        raise ContractError(
+            f"the scale {tuple(q.scale.shape)} of the {who} {tuple(q.shape)} varies inside the sum over axis {axis}; "
+            "an integer convolution needs one scale there, or powers of two (ShiftQuant)"
+        )
+
+
+def _check_shapes(x: torch.Size, w: torch.Size, params: ConvParams) -> None:
+    if len(x) != 4 or len(w) != 4 or x[1] != w[1] * params.groups or w[0] % params.groups:
+        raise ValueError(
+            f"conv2d takes x (N, C, H, W) and w (O, C/groups, R, S) with groups {params.groups}, "
+            f"not {tuple(x)} and {tuple(w)}"
+        )
+
+
+def _check_gradient(g: torch.Size, x: torch.Size, w: torch.Size, params: ConvParams) -> None:
+    _check_shapes(x, w, params)
+    if tuple(g) != params.output_size(x, w):
+        raise ValueError(f"the gradient of this conv2d has shape {params.output_size(x, w)}, not {tuple(g)}")

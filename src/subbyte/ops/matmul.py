@@ -1,0 +1,117 @@
+"""matmul: C = A B on codes, with the shift of ShiftQuant inside the sum.    A (..., M, K), B (..., K, N)
+
+What a scale may do is the contract of every product: it is constant along the reduced axis K, or differs there by powers
+of two only (the shift). Everything else is an outer factor and is applied once to each output.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..numerics import IntFormat, accumulator_bits, product_bound
+from ..qtensor import QTensor
+from . import exact
+from .dispatch import op
+
+
+class ContractError(ValueError):
+    """An operand's scale varies along the reduced axis by more than a shift, so that no integer product exists."""
+
+
+_OPERANDS = (
+    "Tensor a, Tensor? a_shift, int a_bits, bool a_signed, int a_max_shift, "
+    "Tensor b, Tensor? b_shift, int b_bits, bool b_signed, int b_max_shift"
+)
+
+
+def _accumulator_dtype(a, a_bits, a_signed, a_max_shift, b_bits, b_signed, b_max_shift) -> torch.dtype:
+    fmt_a, fmt_b = IntFormat(a_bits, a_signed), IntFormat(b_bits, b_signed)
+    fits = accumulator_bits(fmt_a, fmt_b, a.shape[-1], a_max_shift + b_max_shift) <= 32
+    return torch.int32 if fits else torch.int64
+
+
+def _int_matmul_fake(a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift):
+    dtype = _accumulator_dtype(a, a_bits, a_signed, a_max_shift, b_bits, b_signed, b_max_shift)
+    return a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=dtype)
+
+
+@op(f"({_OPERANDS}) -> Tensor", _int_matmul_fake)
+def int_matmul(a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift) -> Tensor:
+    """acc[m,n] = sum_k a[m,k] b[k,n] 2^(E_a - e_a[k] + E_b - e_b[k]), exact: int32 where accumulator_bits <= 32, else int64."""
+    dtype = _accumulator_dtype(a, a_bits, a_signed, a_max_shift, b_bits, b_signed, b_max_shift)
+    fmt_a, fmt_b = IntFormat(a_bits, a_signed), IntFormat(b_bits, b_signed)
+    return _accumulate(a, a_shift, fmt_a, a_max_shift, b, b_shift, fmt_b, b_max_shift).to(dtype)
+
+
+def _matmul_fake(
+    a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift, a_scale, b_scale, bias
+):
+    return a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=torch.float32)
+
+
+@op(f"({_OPERANDS}, Tensor a_scale, Tensor b_scale, Tensor? bias) -> Tensor", _matmul_fake)
+def scaled_matmul(
+    a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift, a_scale, b_scale, bias
+) -> Tensor:
+    """float32(acc) * (s_a s_b), then + bias; acc as in int_matmul, its units 2^-(E_a + E_b) in s_a. -> float32 (..., M, N)
+
+    a_scale (..., M or 1, 1), b_scale (..., 1, N or 1), bias (N) or None.
+    """
+    fmt_a, fmt_b = IntFormat(a_bits, a_signed), IntFormat(b_bits, b_signed)
+    acc = _accumulate(a, a_shift, fmt_a, a_max_shift, b, b_shift, fmt_b, b_max_shift)
+    return exact.epilogue(acc, a_scale * b_scale, bias)
+
+
+def _accumulate(a, a_shift, fmt_a, a_max_shift, b, b_shift, fmt_b, b_max_shift) -> Tensor:
+    """The sums themselves: in one float32 product, in one float64 product, or in float64 chunks added as int64."""
+    k, unit = a.shape[-1], product_bound(fmt_a.qmax, fmt_b.qmax, 1, a_max_shift + b_max_shift)
+    dtype = exact.dtype_for(k * unit)
+    wide_a, wide_b = exact.shifted(a, a_shift, a_max_shift, dtype), exact.shifted(b, b_shift, b_max_shift, dtype)
+    return exact.chunked_sum(k, unit, exact.FLOAT64_LIMIT, lambda ks: wide_a[..., ks] @ wide_b[..., ks, :])
+
+
+def _flatten(a: QTensor, b: QTensor) -> tuple:
+    return (
+        *(a.codes, a.shift, a.format.bits, a.format.signed, a.max_shift),
+        *(b.codes, b.shift, b.format.bits, b.format.signed, b.max_shift),
+    )
+
+
+def check_matmul(a: QTensor, b: QTensor) -> tuple[QTensor, QTensor]:
+    """Shapes and the contract, checked once before any backend is asked; shifts on outer axes become scales."""
+    if a.codes.ndim != b.codes.ndim or a.codes.ndim < 2:
+        raise ValueError(f"matmul takes matrices of equal rank >= 2, not {tuple(a.shape)} and {tuple(b.shape)}")
+    if a.shape[-1] != b.shape[-2] or a.shape[:-2] != b.shape[:-2]:
+        raise ValueError(f"matmul cannot contract (..., M, K) {tuple(a.shape)} with (..., K, N) {tuple(b.shape)}")
+    require_constant(a, -1, "left operand")
+    require_constant(b, -2, "right operand")
+    return a.fold_shift(-1), b.fold_shift(-2)
+
+
+def require_constant(q: QTensor, axis: int, who: str) -> None:
+    """Raise ContractError when q's scale differs along `axis`, the one that the product reduces."""
+    if q.varies_along(axis)[0]:
+        raise ContractError(
+            f"the scale {tuple(q.scale.shape)} of the {who} {tuple(q.shape)} varies along its reduced axis {axis}; "
+            "an integer product needs one scale there, or powers of two (ShiftQuant)"
+        )
+
+
+def matmul(a: QTensor, b: QTensor, bias: Tensor | None = None) -> Tensor:
+    """C = A B + bias in integers, scaled to float32. A (..., M, K), B (..., K, N), bias (N). ContractError, ValueError.
+
+    >>> one = torch.ones(1, 1)
+    >>> a = QTensor(torch.tensor([[1, 2]], dtype=torch.int8), one * 0.5, IntFormat(4))
+    >>> b = QTensor(torch.tensor([[3], [-4]], dtype=torch.int8), one, IntFormat(4))
+    >>> matmul(a, b).item()
+    -2.5
+    """
+    a, b = check_matmul(a, b)
+    return scaled_matmul(*_flatten(a, b), a.scale * 2.0 ** -(a.max_shift + b.max_shift), b.scale, bias)
+
+
+def matmul_accumulators(a: QTensor, b: QTensor) -> Tensor:
+    """The integers of matmul before any scale: A B 2^(E_a + E_b) on codes. int32, or int64 where int32 could overflow."""
+    a, b = check_matmul(a, b)
+    return int_matmul(*_flatten(a, b))

@@ -1,0 +1,104 @@
+"""The one carrier of quantized values: what leaves a quantizer, enters a product, is saved for backward and goes to hardware."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .numerics import MAX_EXPONENT, IntFormat, power_of_two
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """real = codes * scale * 2^-shift.
+
+    codes  int8 (uint8 when the format is unsigned), any shape, any dense memory format
+    scale  float32, broadcastable to codes; 0 for a zero tensor, NaN where the source held NaN or Inf
+    shift  uint8, broadcastable to codes and longer than 1 along one axis only, or None; 0 <= shift <= max_shift
+    max_shift  the largest exponent that the quantizer may choose: fixed by its settings, never by the data
+
+    >>> q = QTensor(torch.tensor([[1, -7], [3, 0]], dtype=torch.int8), torch.tensor([[0.5]]), IntFormat(4))
+    >>> q.dequantize().tolist()
+    [[0.5, -3.5], [1.5, 0.0]]
+    """
+
+    codes: Tensor
+    scale: Tensor
+    format: IntFormat
+    shift: Tensor | None = None
+    max_shift: int = 0
+
+    def __post_init__(self) -> None:
+        c, s = self.codes, self.scale
+        if c.dtype != self.format.dtype:
+            raise TypeError(f"codes of format {self.format} are {self.format.dtype}, not {c.dtype}")
+        if s.dtype != torch.float32 or not _broadcasts(s, c):
+            raise ValueError(f"scale must be float32 and broadcast to codes {tuple(c.shape)}, not {s.dtype} {tuple(s.shape)}")
+        if not 0 <= self.max_shift <= MAX_EXPONENT:
+            raise ValueError(f"max_shift must be 0..{MAX_EXPONENT}, not {self.max_shift}")
+        if self.shift is None:
+            if self.max_shift:
+                raise ValueError("max_shift without shift")
+            return
+        e = self.shift
+        if e.dtype != torch.uint8 or not _broadcasts(e, c) or sum(n != 1 for n in e.shape) > 1:
+            raise ValueError(f"shift must be uint8 along one axis of codes {tuple(c.shape)}, not {e.dtype} {tuple(e.shape)}")
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.codes.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.codes.device
+
+    @property
+    def T(self) -> QTensor:
+        """The transposed matrix (last two axes), as views."""
+        shift = None if self.shift is None else self.shift.mT
+        return replace(self, codes=self.codes.mT, scale=self.scale.mT, shift=shift)
+
+    def varies_along(self, axis: int) -> tuple[bool, bool]:
+        """(does the scale, does the shift differ along this axis?), judged by shape alone."""
+        return self.scale.shape[axis] != 1, self.shift is not None and self.shift.shape[axis] != 1
+
+    def fold_shift(self, axis: int) -> QTensor:
+        """Move a shift that runs along any axis but `axis` into the float scale: exact, it is a power of two."""
+        if self.shift is None or self.shift.shape[axis] != 1:
+            return self
+        return replace(self, scale=self.effective_scale(), shift=None, max_shift=0)
+
+    def effective_scale(self) -> Tensor:
+        """scale * 2^-shift, float32."""
+        if self.shift is None:
+            return self.scale
+        return self.scale * power_of_two(-self.shift.to(torch.int32))
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """codes * (scale * 2^-shift), computed in float32 (float64 when asked for) and returned as dtype."""
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        return (self.codes.to(wide) * self.effective_scale().to(wide)).to(dtype)
+
+
+def _broadcasts(t: Tensor, to: Tensor) -> bool:
+    return t.ndim == to.ndim and all(n in (1, m) for n, m in zip(t.shape, to.shape, strict=True))
+
+
+@dataclass(frozen=True)
+class PackedQTensor:
+    """A QTensor at rest: its codes packed densely in memory order, ceil(numel * bits / 8) bytes. Made by ops.pack."""
+
+    packed: Tensor
+    shape: torch.Size
+    stride: tuple[int, ...]
+    scale: Tensor
+    format: IntFormat
+    shift: Tensor | None = None
+    max_shift: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scale and shift together."""
+        return self.packed.nbytes + self.scale.nbytes + (0 if self.shift is None else self.shift.nbytes)
