@@ -1,0 +1,13 @@
+// amax without any ISA extension. The body is amax.inc.
+#include "amax.h"
+#include "cpu_features.h"
+
+namespace sb::portable {
+namespace {
+#define SB_W 4
+#include "simd.inc"
+#include "amax.inc"
+const AmaxKernels kernels{run, columns};
+const Register registered{"amax", Isa::portable, "amax_portable", &kernels};
+}  // namespace
+}  // namespace sb::portable

@@ -1,0 +1,93 @@
+// CPUID, the registry of kernels, and the forcing of an ISA. See cpu_features.h.
+#include "cpu_features.h"
+
+#include <atomic>
+#include <cstring>
+
+namespace sb {
+namespace {
+
+struct IsaInfo {
+    const char* name;
+    bool (*present)();
+};
+
+#if SB_X86
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2"); }
+bool has_avx512vnni() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+#else
+bool has_avx2() { return false; }
+bool has_avx512vnni() { return false; }
+#endif
+
+constexpr IsaInfo kIsas[] = {
+    {"portable", [] { return true; }},
+    {"avx2", has_avx2},
+    {"avx512vnni", has_avx512vnni},
+};
+static_assert(sizeof(kIsas) / sizeof(kIsas[0]) == kIsaCount, "a row for each Isa");
+
+struct Entry {
+    const char* op;
+    Isa isa;
+    Kernel kernel;
+};
+
+// Plain storage: registration runs before main, in no particular order between files, so nothing here has a constructor.
+constexpr int kMaxEntries = 512;
+Entry entries[kMaxEntries];
+int entry_count = 0;
+
+constexpr int kAutomatic = kIsaCount - 1;
+std::atomic<int> highest{kAutomatic};
+std::atomic<int> generation{0};
+
+}  // namespace
+
+Register::Register(const char* op, Isa isa, const char* name, const void* table) {
+    if (entry_count == kMaxEntries) __builtin_trap();
+    entries[entry_count++] = {op, isa, {name, table}};
+}
+
+Kernel best_kernel(const char* op) {
+    for (int level = highest.load(); level >= 0; --level) {
+        if (!kIsas[level].present()) continue;
+        for (int i = 0; i < entry_count; ++i)
+            if (static_cast<int>(entries[i].isa) == level && !std::strcmp(entries[i].op, op)) return entries[i].kernel;
+    }
+    return {nullptr, nullptr};
+}
+
+int isa_generation() { return generation.load(std::memory_order_relaxed); }
+
+}  // namespace sb
+
+// The name of ISA number i, and whether this machine has it; nullptr past the end.
+SB_EXPORT const char* sb_isa_name(int i) { return i >= 0 && i < sb::kIsaCount ? sb::kIsas[i].name : nullptr; }
+SB_EXPORT int sb_isa_present(int i) { return i >= 0 && i < sb::kIsaCount && sb::kIsas[i].present(); }
+
+// Use no ISA above this one; "" restores the automatic choice. 0, or 1 for an unknown name, 2 for one that is not here.
+SB_EXPORT int sb_force_isa(const char* name) {
+    int level = sb::kAutomatic;
+    if (*name) {
+        for (level = 0; level < sb::kIsaCount && std::strcmp(sb::kIsas[level].name, name); ++level) {
+        }
+        if (level == sb::kIsaCount) return 1;
+        if (!sb::kIsas[level].present()) return 2;
+    }
+    sb::highest = level;
+    ++sb::generation;
+    return 0;
+}
+
+// The i-th registered kernel, for tables: its op, name and ISA. Returns 0 past the end.
+SB_EXPORT int sb_kernel(int i, const char** op, const char** name, int* isa) {
+    if (i < 0 || i >= sb::entry_count) return 0;
+    *op = sb::entries[i].op;
+    *name = sb::entries[i].kernel.name;
+    *isa = static_cast<int>(sb::entries[i].isa);
+    return 1;
+}

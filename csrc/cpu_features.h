@@ -1,0 +1,56 @@
+// Which instruction sets this machine has, and which kernel of an op that makes the best one.
+//
+// A kernel file registers what it holds under (op, ISA); nothing else in the library lists kernels:
+//     static const sb::Register r{"amax", sb::Isa::avx2, "amax_avx2", &table};
+// and the entry point of the op asks for the best one that the machine, or a forced ISA, admits:
+//     static sb::Op<AmaxKernels> op{"amax"};   ...   const auto kernel = op.best();   kernel.table->run(...)
+// An ISA without a kernel of its own takes the next lower one.
+#pragma once
+
+#include "subbyte.h"
+
+namespace sb {
+
+// In rising order of preference. To add one: a line here, a row in cpu_features.cc, and kernel files.
+enum class Isa : int { portable, avx2, avx512vnni };
+constexpr int kIsaCount = 3;
+
+struct Register {
+    Register(const char* op, Isa isa, const char* name, const void* table);
+};
+
+struct Kernel {
+    const char* name;
+    const void* table;
+};
+
+// The best kernel of `op`; {nullptr, nullptr} when none is registered.
+Kernel best_kernel(const char* op);
+
+// Changes whenever another ISA is forced.
+int isa_generation();
+
+template <class Table>
+class Op {
+public:
+    struct Best {
+        const char* name;
+        const Table* table;
+    };
+    constexpr explicit Op(const char* name) : name_(name) {}
+    Best best() {  // a race here rewrites the same values, except while another thread forces an ISA
+        if (generation_ != isa_generation()) {
+            const Kernel k = best_kernel(name_);
+            best_ = {k.name, static_cast<const Table*>(k.table)};
+            generation_ = isa_generation();
+        }
+        return best_;
+    }
+
+private:
+    const char* name_;
+    int generation_ = -1;
+    Best best_{nullptr, nullptr};
+};
+
+}  // namespace sb

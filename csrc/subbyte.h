@@ -1,0 +1,57 @@
+// What every file of the library shares: integer names, the export macro, and the code regions of each ISA.
+//
+// The library has a C ABI, takes raw pointers, and knows nothing of torch: one build serves every Python and torch.
+// A function exported to Python returns the name of the kernel that it ran, or nullptr for a call it does not cover.
+// This header is not a place for kernels, and nothing in it depends on an ISA.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace sb {
+using i8 = int8_t;
+using u8 = uint8_t;
+using i16 = int16_t;
+using u16 = uint16_t;
+using i32 = int32_t;
+using u32 = uint32_t;
+using i64 = int64_t;
+using u64 = uint64_t;
+
+static_assert(sizeof(float) == 4 && sizeof(void*) == 8, "float32 and 64-bit pointers are assumed throughout");
+static_assert((-1 >> 1) == -1, ">> on signed integers has to be arithmetic, as it is in numerics.py");
+
+template <class T>
+constexpr T ceil_div(T a, T b) { return (a + b - 1) / b; }
+template <class T>
+constexpr T round_up(T a, T b) { return ceil_div(a, b) * b; }
+}  // namespace sb
+
+#define SB_EXPORT extern "C" __attribute__((visibility("default")))
+#define SB_INLINE static inline __attribute__((always_inline))
+
+#if defined(__x86_64__)
+#define SB_X86 1
+#else
+#define SB_X86 0
+#endif
+
+// Code between SB_TARGET_BEGIN_<ISA> and SB_TARGET_END may use that ISA; the rest of the library runs on any machine.
+// Include the standard library BEFORE a region: its inline functions are shared by all files, so that a copy compiled
+// for AVX-512 could be the one which a machine without it executes.
+#if SB_X86
+#if defined(__clang__)
+#define SB_REGION(isa) _Pragma(#isa)
+#define SB_TARGET_BEGIN_AVX2 \
+    SB_REGION(clang attribute push(__attribute__((target("avx2,bmi2"))), apply_to = function))
+#define SB_TARGET_BEGIN_AVX512VNNI \
+    SB_REGION(clang attribute push(__attribute__((target("avx2,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), apply_to = function))
+#define SB_TARGET_END _Pragma("clang attribute pop")
+#else
+#define SB_TARGET_BEGIN_AVX2 _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,bmi2\")")
+#define SB_TARGET_BEGIN_AVX512VNNI \
+    _Pragma("GCC push_options") \
+    _Pragma("GCC target(\"avx2,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prefer-vector-width=512\")")
+#define SB_TARGET_END _Pragma("GCC pop_options")
+#endif
+#endif

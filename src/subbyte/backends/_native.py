@@ -1,0 +1,123 @@
+"""The compiled library: found, loaded and given torch's thread pool; and the choice of an ISA.
+
+Nothing here knows an op: the modules _cpu_*.py declare the functions that they call. What is not here either: how the
+library is compiled (hatch_build.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+PATH = Path(__file__).resolve().parent.parent / "_lib" / "libsubbyte.so"
+ISA_VARIABLE = "SUBBYTE_ISA"
+
+POINTER = ctypes.c_void_p
+INT64 = ctypes.c_int64
+INT = ctypes.c_int
+FLOAT = ctypes.c_float
+NAME = ctypes.c_char_p
+"""Every exported kernel returns the name of what ran, or None where it does not cover the call."""
+
+
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    if not PATH.exists():
+        return None, f"{PATH.name} is not built: install with a C++ compiler, or run python hatch_build.py"
+    try:
+        return ctypes.CDLL(str(PATH)), ""
+    except OSError as error:
+        return None, f"{PATH.name} does not load: {error}"
+
+
+def _share_threads(library: ctypes.CDLL) -> str:
+    """Hand torch's OpenMP runtime to the library -> its path, or "" when there is none and kernels run on one thread.
+
+    Found among the files that the process has mapped: linking one would bring in a second pool that spins against it.
+    """
+    try:
+        mapped = set(re.findall(r"/\S*lib(?:gomp|iomp5|omp)[-.\w]*\.so[.\d]*", Path("/proc/self/maps").read_text()))
+    except OSError:
+        return ""
+    home = str(Path(torch.__file__).parent)
+    for path in sorted(mapped, key=lambda p: (not p.startswith(home), p)):
+        try:
+            runtime = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+            start, number = runtime.GOMP_parallel, runtime.omp_get_thread_num
+        except (OSError, AttributeError):
+            continue
+        library.sb_set_parallel(ctypes.cast(start, POINTER), ctypes.cast(number, POINTER))
+        return path
+    return ""
+
+
+lib, reason = _load()
+"""The library, or None and why."""
+
+thread_runtime = ""
+"""Path of the OpenMP runtime whose threads the kernels use; "" for single-threaded."""
+
+if lib is not None:
+    lib.sb_set_parallel.argtypes = [POINTER, POINTER]
+    lib.sb_set_parallel.restype = None
+    lib.sb_isa_name.restype = NAME
+    lib.sb_force_isa.argtypes = [NAME]
+    thread_runtime = _share_threads(lib)
+
+
+def function(name: str, *arguments: type) -> ctypes._CFuncPtr | None:  # type: ignore[name-defined]
+    """The exported kernel `name` with these argument types, returning a kernel's name; None without the library."""
+    if lib is None:
+        return None
+    entry = getattr(lib, name)
+    entry.argtypes, entry.restype = list(arguments), NAME
+    return entry
+
+
+def isas() -> tuple[str, ...]:
+    """The ISAs that this machine has, plainest first."""
+    found = []
+    i = 0
+    while lib is not None and (name := lib.sb_isa_name(i)) is not None:
+        if lib.sb_isa_present(i):
+            found.append(name.decode())
+        i += 1
+    return tuple(found)
+
+
+def force_isa(name: str | None) -> None:
+    """Use no ISA above `name`; None restores the best. ValueError for one that does not exist or is not here."""
+    if lib is None:
+        raise RuntimeError(reason)
+    code = lib.sb_force_isa((name or "").encode())
+    if code:
+        what = "does not exist" if code == 1 else "is not on this machine"
+        raise ValueError(f"ISA {name!r} {what}; here are: {', '.join(isas())}")
+
+
+@contextlib.contextmanager
+def forced_isa(name: str | None) -> Iterator[None]:
+    """force_isa inside the block, and afterwards what the environment asks for. Process-wide."""
+    force_isa(name)
+    try:
+        yield
+    finally:
+        force_isa(os.environ.get(ISA_VARIABLE))
+
+
+def kernels() -> list[tuple[str, str, str]]:
+    """(op, kernel, ISA) of everything in the library, for tables and tests."""
+    rows = []
+    op, kernel, isa = ctypes.c_char_p(), ctypes.c_char_p(), ctypes.c_int()
+    while lib is not None and lib.sb_kernel(len(rows), ctypes.byref(op), ctypes.byref(kernel), ctypes.byref(isa)):
+        rows.append((op.value.decode(), kernel.value.decode(), lib.sb_isa_name(isa.value).decode()))  # type: ignore[union-attr]
+    return rows
+
+
+if lib is not None and os.environ.get(ISA_VARIABLE):
+    force_isa(os.environ[ISA_VARIABLE])

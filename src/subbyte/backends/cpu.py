@@ -1,0 +1,31 @@
+"""The CPU backend: the C++ kernels of csrc/, one wrapper for each op in the modules _cpu_*.py beside this file.
+
+Each of those modules lists its functions in OPS; adding one edits nothing here. A wrapper checks what its kernel takes
+(device, dtype, layout) and returns NotImplemented for the rest.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+from . import _native
+from ._cpu_call import ran
+
+__all__ = ["NAME", "PRIORITY", "available", "ran"]
+
+NAME = "cpu"
+PRIORITY = 10
+
+
+def available() -> str:
+    """"" when the library is loaded, otherwise why it is not."""
+    return _native.reason
+
+
+if _native.lib is not None:
+    for _found in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if _found.name.startswith("_cpu_"):
+            _module = importlib.import_module(f"{__package__}.{_found.name}")
+            globals().update({f.__name__: f for f in getattr(_module, "OPS", ())})
