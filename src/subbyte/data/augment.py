@@ -30,7 +30,9 @@ def normalize(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
             f"normalize needs x (N, C, H, W) and C values each in mean and std; "
             f"x is {tuple(x.shape)}, mean has {len(mean)}, std {len(std)}"
         )
-    x = x if x.is_floating_point() else x.float() / 255
+    if not x.is_floating_point():
+        # A tensor on x's device, not a Python number, by which CUDA multiplies as 1/255: it would differ from the CPU.
+        x = x.float() / torch.tensor(255.0, device=x.device)
     shift = torch.tensor(mean, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
     scale = torch.tensor(std, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
     return (x - shift) / scale

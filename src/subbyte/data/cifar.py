@@ -109,7 +109,7 @@ def load_cifar(spec: CifarSpec, data_dir: Path, *, download: bool = False) -> Da
 
 def _complete_folder(spec: CifarSpec, data_dir: Path, download: bool) -> Path:
     require_folder(data_dir, spec.name)
-    here = data_dir.name == spec.folder or any((data_dir / file.name).exists() for file in spec.files)
+    here = data_dir.name == spec.folder or any((data_dir / file.name).is_file() for file in spec.files)
     folder = data_dir if here else data_dir / spec.folder
     faults = {file: fault for file in spec.files if (fault := problem(folder / file.name, file))}
     if not faults:

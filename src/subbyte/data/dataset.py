@@ -42,17 +42,17 @@ class DatasetInfo:
     resize: int | None = None
 
     def __post_init__(self) -> None:
-        if not len(self.mean) == len(self.std) == self.in_channels:
-            raise ValueError(
-                f"{self.name}: mean has {len(self.mean)} and std {len(self.std)} values for {self.in_channels} channels"
-            )
-        if min(self.std) <= 0:
-            raise ValueError(f"{self.name}: every std must be positive, found {self.std}")
         if self.in_channels not in (1, 3) or self.image_size < 1:
             raise ValueError(
                 f"{self.name}: needs 1 or 3 channels and a positive image size, "
                 f"found {self.in_channels} and {self.image_size}"
             )
+        if not len(self.mean) == len(self.std) == self.in_channels:
+            raise ValueError(
+                f"{self.name}: mean has {len(self.mean)} and std {len(self.std)} values for {self.in_channels} channels"
+            )
+        if not min(self.std) > 0:
+            raise ValueError(f"{self.name}: every std must be positive, found {self.std}")
 
     @property
     def num_classes(self) -> int:

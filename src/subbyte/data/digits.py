@@ -17,7 +17,7 @@ TEST_EVERY = 5
 MEAN, STD = (0.3050,), (0.3759,)  # of the training part
 
 
-def test_mask(labels: np.ndarray) -> np.ndarray:
+def held_out(labels: np.ndarray) -> np.ndarray:
     """The split: of each class's images, in the file's order, every fifth (the 5th, 10th, ...) is for testing.
 
     Stratified and without a random number: 1,442 training and 355 test images.
@@ -33,7 +33,7 @@ def load_digits() -> Dataset:
     with resources.files("subbyte.data").joinpath("digits.npz").open("rb") as stream, np.load(stream) as stored:
         images, labels = stored["images"], stored["labels"].astype(np.int64)
     x = torch.from_numpy(((images.astype(np.uint16) * 255 + LEVELS // 2) // LEVELS).astype(np.uint8)[:, None])
-    y, test = torch.from_numpy(labels), torch.from_numpy(test_mask(labels))
+    y, test = torch.from_numpy(labels), torch.from_numpy(held_out(labels))
     return Dataset(
         name="digits",
         train_x=x[~test],

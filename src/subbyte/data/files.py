@@ -12,6 +12,7 @@ import os
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -85,7 +86,10 @@ def fetch(file: File, path: Path) -> None:
     Each of file.urls is tried in turn. DataError if none gives the right file; a `.part` that is only short is kept for
     the next attempt. Not for two processes at once: with several ranks, download in one of them first.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make the folder for {file}: {error}") from error
     part = path.with_name(path.name + ".part")
     failures = []
     for url in file.urls:
@@ -120,8 +124,9 @@ def _receive(url: str, part: Path, file: File) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            part.unlink(missing_ok=True)
+        if have and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            part.unlink()  # the server's file ends before ours: start again
+            return _receive(url, part, file)
         raise
     with response:
         content_range = response.headers.get("Content-Range", "")
@@ -149,11 +154,13 @@ def unpack(archive: Path, members: dict[str, File], folder: Path) -> None:
     members: name in the archive -> the file it must be. Only these names are looked up and the targets are ours, so no
     path in the archive (absolute, with '..', a link) leads outside `folder`. DataError if it is damaged or incomplete.
     """
+    unpacked = set()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
-                file = members.get(member.name.removeprefix("./"))
+                name = member.name.removeprefix("./")
+                file = members.get(name)
                 if file is None or not member.isfile():
                     continue
                 source = tar.extractfile(member)
@@ -167,8 +174,8 @@ def unpack(archive: Path, members: dict[str, File], folder: Path) -> None:
                     part.unlink()
                     raise DataError(f"{archive}: its member {member.name} is {wrong}; expected {file}")
                 os.replace(part, folder / file.name)
-    except (OSError, EOFError, tarfile.TarError) as error:
+                unpacked.add(name)
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise DataError(f"cannot unpack {archive} into {folder}: {error}") from error
-    missing = [name for name, file in members.items() if not (folder / file.name).is_file()]
-    if missing:
+    if missing := [name for name in members if name not in unpacked]:
         raise DataError(f"{archive} lacks {', '.join(missing)}; get it again")

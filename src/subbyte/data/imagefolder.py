@@ -36,7 +36,8 @@ class ImageFolder(torch.utils.data.Dataset[tuple[Tensor, int]]):
         if image_size < 1:
             raise ValueError(f"image_size must be positive, found {image_size}")
         self.image_size, self.resize, self.train = image_size, round(image_size * 256 / 224), train
-        found = sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
+        entries = root.iterdir() if root.is_dir() else ()
+        found = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
         if not found:
             raise DataError(f"imagefolder: expected folders {root}/CLASS/ with images, but {describe_folder(root)}")
         self.classes = tuple(found if classes is None else classes)
