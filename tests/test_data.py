@@ -236,6 +236,16 @@ def test_an_epoch_has_each_image_once(colour):
     assert torch.equal(labels, colour.train_y[order])
 
 
+def test_order_depends_on_seed_and_epoch(colour):
+    def order(seed, epoch):
+        return torch.cat([x for x, _ in data.batches(colour, 8, train=True, kind="none", seed=seed, epoch=epoch)])
+
+    first = order(0, 0)
+    assert torch.equal(order(0, 0), first)
+    for seed, epoch in ((0, 1), (1, 0)):
+        assert not torch.equal(order(seed, epoch), first)
+
+
 def test_border_is_mean_colour_or_ground(colour, digits):
     x, _ = next(data.batches(colour, 37, train=True))
     assert (x[:, :, 0] == 0).all(-1).any()  # an image that moved down shows a row of the mean colour

@@ -15,7 +15,7 @@ def facts(name: str, content: bytes, *urls: str) -> File:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `contents`. requests: their (path, Range); ranges: whether Range is honoured; cut: bytes until it closes."""
+    """Serves `contents`. requests: their (path, Range); ranges: is Range honoured; cut: bytes until it closes."""
 
     def __init__(self, contents: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
