@@ -1,0 +1,47 @@
+"""subbyte: train neural networks in integers of 2 to 8 bits, with PyTorch.
+
+    import subbyte as sb
+    sb.quantize_(model, sb.Scheme.from_name("int4"))
+    ...train as ever...
+    print(sb.report(model, x, y, loss_fn))
+
+The floors, from the bottom: numerics, qtensor, observe, backends, ops, quantizers, scheme, autograd, norm, nn, convert,
+report; then data and models, train, cli.
+"""
+
+from . import nn, numerics, ops, quantizers
+from .convert import dequantize_, float_state_dict, quantize_
+from .numerics import IntFormat, accumulator_bits
+from .observe import arm as observe
+from .qtensor import PackedQTensor, QTensor
+from .quantizers import AbsMax, GroupOracle, PerChannel, Quantizer, ShiftQuant
+from .report import MacCounter, Report, report
+from .scheme import LayerScheme, NormScheme, Scheme
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AbsMax",
+    "GroupOracle",
+    "IntFormat",
+    "LayerScheme",
+    "MacCounter",
+    "NormScheme",
+    "PackedQTensor",
+    "PerChannel",
+    "QTensor",
+    "Quantizer",
+    "Report",
+    "Scheme",
+    "ShiftQuant",
+    "accumulator_bits",
+    "dequantize_",
+    "float_state_dict",
+    "nn",
+    "numerics",
+    "observe",
+    "ops",
+    "quantize_",
+    "quantizers",
+    "report",
+]

@@ -1,4 +1,4 @@
-"""Integer arithmetic, defined once. NORMATIVE: every kernel, on every device and in RTL, equals these functions bit for bit.
+"""Integer arithmetic, defined once. NORMATIVE: every kernel, on every device and in RTL, equals this bit for bit.
 
 Four things live here and nowhere else:
   IntFormat          which integers a code may be
@@ -21,7 +21,7 @@ FRACTION_BITS = 16
 """Fractional bits of the fixed-point number t that stands between a float and its code: t = code * 2^16."""
 
 RANGE_FLOOR = 2.0**-80
-"""A range R below this is a zero tensor. With Q < 2^8 and MAX_EXPONENT octaves, Q 2^16 2^23 / R < 2^127 stays finite."""
+"""A range R below this is a zero tensor: with Q < 2^8 and MAX_EXPONENT octaves, Q 2^16 2^23 / R < 2^127 is finite."""
 
 MAX_EXPONENT = 23
 """The largest shift of a group. A float32 has 24 significant bits: a channel further down is noise beside the first."""

@@ -1,4 +1,4 @@
-"""The one carrier of quantized values: what leaves a quantizer, enters a product, is saved for backward and goes to hardware."""
+"""The one carrier of quantized values: leaves a quantizer, enters a product, is saved for backward."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class QTensor:
         if c.dtype != self.format.dtype:
             raise TypeError(f"codes of format {self.format} are {self.format.dtype}, not {c.dtype}")
         if s.dtype != torch.float32 or not _broadcasts(s, c):
-            raise ValueError(f"scale must be float32 and broadcast to codes {tuple(c.shape)}, not {s.dtype} {tuple(s.shape)}")
+            raise ValueError(
+                f"scale must be float32 and broadcast to codes {tuple(c.shape)}, not {s.dtype} {tuple(s.shape)}"
+            )
         if not 0 <= self.max_shift <= MAX_EXPONENT:
             raise ValueError(f"max_shift must be 0..{MAX_EXPONENT}, not {self.max_shift}")
         if self.shift is None:
@@ -44,7 +46,9 @@ class QTensor:
             return
         e = self.shift
         if e.dtype != torch.uint8 or not _broadcasts(e, c) or sum(n != 1 for n in e.shape) > 1:
-            raise ValueError(f"shift must be uint8 along one axis of codes {tuple(c.shape)}, not {e.dtype} {tuple(e.shape)}")
+            raise ValueError(
+                f"shift must be uint8 along one axis of codes {tuple(c.shape)}, not {e.dtype} {tuple(e.shape)}"
+            )
 
     @property
     def shape(self) -> torch.Size:

@@ -1,4 +1,4 @@
-"""The operations that a backend may accelerate. The body of an op is its reference; dispatch.py says how one is chosen."""
+"""The operations that a backend may accelerate. An op's body is its reference; dispatch.py says how one is chosen."""
 
 from .conv import ConvParams, conv2d, conv2d_grad_input, conv2d_grad_weight
 from .dispatch import BackendError, last_kernel, note, recording, registered, use_backend

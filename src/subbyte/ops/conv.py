@@ -1,8 +1,8 @@
 """conv2d and its two gradients on codes.    x (N, C, H, W), w (O, C/groups, R, S), g (N, O, P, Q)
 
-Each is one product of integers with a scale outside: conv2d reduces over C R S, grad_input over O R S, grad_weight over
-N P Q. The contract on scales is matmul's. With groups = C (depthwise) a channel is its own reduction, so a scale for each
-channel is an outer factor in all three products; with 1 < groups < C it must be constant within a group.
+Each is one product of integers with a scale outside: conv2d reduces over C R S, grad_input over O R S, grad_weight
+over N P Q. The contract on scales is matmul's. With groups = C (depthwise) a channel is its own reduction, so a
+scale for each channel is an outer factor in all three products; with 1 < groups < C it must be constant within a group.
 """
 
 from __future__ import annotations
@@ -31,13 +31,15 @@ class ConvParams:
     groups: int = 1
 
     def output_size(self, x_shape: torch.Size, w_shape: torch.Size) -> tuple[int, int, int, int]:
-        """(N, O, P, Q) with P = floor((H + 2 padding - dilation (R - 1) - 1) / stride) + 1. ValueError if it is empty."""
+        """(N, O, P, Q), P = floor((H + 2 padding - dilation (R - 1) - 1) / stride) + 1. ValueError if it is empty."""
         spatial = []
         for i in range(2):
             reach = self.dilation[i] * (w_shape[2 + i] - 1) + 1
             free = x_shape[2 + i] + 2 * self.padding[i] - reach
             if free < 0:
-                raise ValueError(f"kernel of reach {reach} exceeds the padded input {tuple(x_shape)}, padding {self.padding}")
+                raise ValueError(
+                    f"kernel of reach {reach} exceeds the padded input {tuple(x_shape)}, padding {self.padding}"
+                )
             spatial.append(free // self.stride[i] + 1)
         return (x_shape[0], w_shape[0], spatial[0], spatial[1])
 
@@ -106,7 +108,7 @@ def _grad_weight_fake(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, siz
 def scaled_conv2d_grad_weight(
     a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups
 ):
-    """dw = float32(acc) * scale, acc = sum_n conv(x_n, g_n). a = g, b = x, size = w's shape; shifts are in the scale."""
+    """dw = float32(acc) * scale, acc = sum_n conv(x_n, g_n). a = g, b = x, size = w's shape; no shifts: all outer."""
     unit = _unit(a_b, a_s, a_e, b_b, b_s, b_e) * a.shape[2] * a.shape[3]
     dtype, limit = _dtype(unit, a.shape[0], a.device, splittable=True)
     g, x = exact.shifted(a, a_sh, a_e, dtype), exact.shifted(b, b_sh, b_e, dtype)
@@ -123,9 +125,9 @@ def _backward(g, x, w, stride, padding, dilation, groups, which: int) -> Tensor:
         return torch.zeros((x if which == 0 else w).shape, dtype=g.dtype, device=g.device)
     mask = [which == 0, which == 1, False]
     # x or w stands in for its shape alone where its own gradient is wanted.
-    return torch.ops.aten.convolution_backward(
-        g, x, w, None, stride, padding, dilation, False, [0, 0], groups, mask
-    )[which]
+    return torch.ops.aten.convolution_backward(g, x, w, None, stride, padding, dilation, False, [0, 0], groups, mask)[
+        which
+    ]
 
 
 def _unit(a_bits, a_signed, a_shift, b_bits, b_signed, b_shift) -> int:
@@ -171,13 +173,15 @@ def conv2d_grad_input(g: QTensor, w: QTensor, size: torch.Size, params: ConvPara
     _require_constant(g, 1, inner, "gradient")
     _require_constant(w, 0, inner, "weight")
     by_output, by_input = w.scale.amax(1, keepdim=True), w.scale.amax(0, keepdim=True)
-    outer = by_input.repeat(1, params.groups, 1, 1) if w.scale.shape[1] != 1 else _widen(by_output.transpose(0, 1), size[1])
+    outer = (
+        by_input.repeat(1, params.groups, 1, 1) if w.scale.shape[1] != 1 else _widen(by_output.transpose(0, 1), size[1])
+    )
     scale = _widen(g.scale, size[1]) * outer
     return scaled_conv2d_grad_input(*_pair(g, w), _times(scale, g, w), list(size), *params.flat())
 
 
 def conv2d_grad_weight(g: QTensor, x: QTensor, size: torch.Size, params: ConvParams) -> Tensor:
-    """dw (O, C/groups, R, S) of conv2d, float32. It reduces over N, P, Q: channels are outer, and so are their shifts."""
+    """dw (O, C/groups, R, S) of conv2d, float32. It reduces over N, P, Q: channels are outer, their shifts as well."""
     _check_gradient(g.shape, x.shape, size, params)
     g, x = g.fold_shift(0), x.fold_shift(0)
     _require_constant(g, 0, g.shape[0], "gradient")

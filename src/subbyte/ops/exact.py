@@ -23,7 +23,9 @@ def chunked_sum(length: int, unit: int, limit: int, part: Callable[[slice], Tens
     unit is the bound of one element of the reduction.
     """
     if length * unit > INT64_LIMIT or unit > limit:
-        raise OverflowError(f"a reduction of {length} terms up to {unit} does not fit (a term {limit}, the sum {INT64_LIMIT})")
+        raise OverflowError(
+            f"a reduction of {length} terms up to {unit} does not fit (a term {limit}, the sum {INT64_LIMIT})"
+        )
     if length * unit <= limit:
         return part(slice(0, length))
     size = limit // unit
@@ -40,7 +42,8 @@ def dtype_for(bound: int) -> torch.dtype:
 
 def convolution_in_float32(device: torch.device) -> bool:
     """Is a float32 convolution a plain sum of products there? On CPUs oneDNN's is; NNPACK's and cuDNN's may not be."""
-    return device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    onednn = torch.backends.mkldnn
+    return device.type == "cpu" and onednn.is_available() and bool(onednn.enabled)
 
 
 def shifted(codes: Tensor, shift: Tensor | None, max_shift: int, dtype: torch.dtype) -> Tensor:

@@ -1,7 +1,7 @@
 """matmul: C = A B on codes, with the shift of ShiftQuant inside the sum.    A (..., M, K), B (..., K, N)
 
-What a scale may do is the contract of every product: it is constant along the reduced axis K, or differs there by powers
-of two only (the shift). Everything else is an outer factor and is applied once to each output.
+What a scale may do is the contract of every product: it is constant along the reduced axis K, or differs there by
+powers of two only (the shift). Everything else is an outer factor and is applied once to each output.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _int_matmul_fake(a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bi
 
 @op(f"({_OPERANDS}) -> Tensor", _int_matmul_fake)
 def int_matmul(a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift) -> Tensor:
-    """acc[m,n] = sum_k a[m,k] b[k,n] 2^(E_a - e_a[k] + E_b - e_b[k]), exact: int32 where accumulator_bits <= 32, else int64."""
+    """acc[m,n] = sum_k a[m,k] b[k,n] 2^(E_a - e_a[k] + E_b - e_b[k]), exact: int32, or int64 if over 32 bits."""
     dtype = _accumulator_dtype(a, a_bits, a_signed, a_max_shift, b_bits, b_signed, b_max_shift)
     fmt_a, fmt_b = IntFormat(a_bits, a_signed), IntFormat(b_bits, b_signed)
     return _accumulate(a, a_shift, fmt_a, a_max_shift, b, b_shift, fmt_b, b_max_shift).to(dtype)
@@ -54,7 +54,7 @@ def _matmul_fake(
 def scaled_matmul(
     a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift, a_scale, b_scale, bias
 ) -> Tensor:
-    """float32(acc) * (s_a s_b), then + bias; acc as in int_matmul, its units 2^-(E_a + E_b) in s_a. -> float32 (..., M, N)
+    """float32(acc) * (s_a s_b), then + bias -> float32 (..., M, N); acc of int_matmul, its unit 2^-(E_a + E_b) in s_a.
 
     a_scale (..., M or 1, 1), b_scale (..., 1, N or 1), bias (N) or None.
     """
@@ -112,6 +112,6 @@ def matmul(a: QTensor, b: QTensor, bias: Tensor | None = None) -> Tensor:
 
 
 def matmul_accumulators(a: QTensor, b: QTensor) -> Tensor:
-    """The integers of matmul before any scale: A B 2^(E_a + E_b) on codes. int32, or int64 where int32 could overflow."""
+    """The integers of matmul before any scale: A B 2^(E_a + E_b) on codes. int32, or int64 if that could overflow."""
     a, b = check_matmul(a, b)
     return int_matmul(*_flatten(a, b))

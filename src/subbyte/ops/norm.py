@@ -1,4 +1,4 @@
-"""The integer sums and the two element-wise passes of quantized normalization, L1 or L2. (METHOD 3)
+"""The integer sums and the two element-wise passes of quantized normalization, L1 or L2.
 
 q      codes of the input, one scale for each statistic or for the tensor
 dims   the axes that a statistic reduces: (0, 2, 3) for BatchNorm2d, the trailing ones for LayerNorm
@@ -27,7 +27,9 @@ def count(shape: torch.Size, dims) -> int:
     """n, or ValueError beyond MAX_COUNT."""
     n = math.prod(shape[d] for d in dims)
     if n > MAX_COUNT:
-        raise ValueError(f"a statistic over {n} elements exceeds the {MAX_COUNT} whose sums an int64 holds: {tuple(shape)}")
+        raise ValueError(
+            f"a statistic over {n} elements exceeds the {MAX_COUNT} whose sums an int64 holds: {tuple(shape)}"
+        )
     return n
 
 
@@ -42,7 +44,7 @@ def _stats_fake(q, dims, l2):
 
 @op("(Tensor q, int[] dims, bool l2) -> (Tensor, Tensor, Tensor)", _stats_fake)
 def norm_stats(q: Tensor, dims: list[int], l2: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(S, A, M): S = sum q, A = sum |n q - S| (l2: n sum q^2 - S^2 = sum (n q - S)^2 / n), M = max |n q - S|; int64."""
+    """(S, A, M): S = sum q, A = sum |n q - S| (l2: n sum q^2 - S^2), M = max |n q - S|; int64."""
     n = count(q.shape, dims)
     wide = q.to(torch.int64)
     total = wide.sum(dims, keepdim=True)
@@ -56,7 +58,8 @@ def _apply_fake(q, total, factor, n, bits, q_gamma, scale, beta):
 
 
 @op(
-    "(Tensor q, Tensor total, Tensor factor, int n, int bits, Tensor q_gamma, Tensor scale, Tensor beta) -> (Tensor, Tensor)",
+    "(Tensor q, Tensor total, Tensor factor, int n, int bits, Tensor q_gamma, Tensor scale, Tensor beta)"
+    " -> (Tensor, Tensor)",
     _apply_fake,
 )
 def norm_apply(q, total, factor, n: int, bits: int, q_gamma, scale, beta) -> tuple[Tensor, Tensor]:
@@ -91,9 +94,12 @@ def _grad_apply_fake(q_g, k, q_gamma, a, u, v, t, l2):
     return torch.empty_like(q_g, dtype=torch.float32)
 
 
-@op("(Tensor q_g, Tensor k, Tensor q_gamma, Tensor a, Tensor u, Tensor v, Tensor t, bool l2) -> Tensor", _grad_apply_fake)
+@op(
+    "(Tensor q_g, Tensor k, Tensor q_gamma, Tensor a, Tensor u, Tensor v, Tensor t, bool l2) -> Tensor",
+    _grad_apply_fake,
+)
 def norm_grad_apply(q_g, k, q_gamma, a, u, v, t, l2: bool) -> Tensor:
-    """dx = a * (float32(h) - (u + v * (s - t))) with h = q_gamma q_g, s = sign(k) (l2: s = k), in float32, left to right.
+    """dx = a * (float32(h) - (u + v * (s - t))) with h = q_gamma q_g, s = sign(k) (l2: s = k), in float32.
 
     a, u, v, t: float32, one for each statistic. Each operation rounds by itself: no fused multiply-add. -> float32
     """

@@ -44,7 +44,7 @@ def quantize(x: Tensor, r: Tensor, shift: Tensor | None, stream: Tensor | None, 
     x       any float, any shape
     r       float32 range, broadcastable to x
     shift   uint8, broadcastable to x, or None: what lies 2^-shift lower has its own step 2^-shift r / Q
-    stream  int64 scalar: stochastic rounding whose 16 bits depend on (stream, logical row-major index); None: half to even
+    stream  int64 scalar: stochastic rounding by bits of (stream, logical row-major index); None: nearest, half to even
     """
     fmt = IntFormat(bits, signed)
     inv = numerics.inverse_step(r, fmt)
@@ -127,7 +127,7 @@ def unpack(p: PackedQTensor) -> QTensor:
 
 
 def narrow(q: QTensor, bits: int) -> QTensor:
-    """The same values in fewer bits: codes >> (old - new) rounded half to even and clamped, the scale 2^(old - new) larger."""
+    """The same values in fewer bits: codes >> (old - new), half to even and clamped; the scale grows to match."""
     drop = q.format.bits - bits
     if drop <= 0:
         return q

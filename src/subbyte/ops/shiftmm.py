@@ -1,4 +1,4 @@
-"""ShiftMM in its four equal forms, on plain integers: which one a kernel takes is a matter of speed alone (METHOD 2).
+"""ShiftMM in its four equal forms, on plain integers: which one a kernel takes is a matter of speed alone.
 
 acc[m,n] = sum_k a[m,k] b[k,n] 2^left[k], where left[k] >= 0 is the group's left shift, E - e(k).
 
@@ -57,7 +57,7 @@ def split(a: Tensor, b: Tensor, left: Tensor, a_room: int, b_room: int) -> Tenso
 
 @dataclass(frozen=True)
 class FoldPlan:
-    """How a largest left shift spreads over two int8 operands: bits on a, bits on b, and what is left for Horner or split."""
+    """How a largest left shift spreads over two int8 operands: bits on a, on b, and the rest for Horner or split."""
 
     on_a: int
     on_b: int

@@ -1,0 +1,34 @@
+"""Layers: torch's own, with a scheme. Adding one is a class with `replaces=`; convert.py finds it in the registry."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from .conv import Conv2d
+from .linear import Linear
+from .norm import BatchNorm2d, LayerNorm
+from .quantized import REGISTRY, ProductLayer, QuantizedLayer
+
+__all__ = ["REGISTRY", "BatchNorm2d", "Conv2d", "LayerNorm", "Linear", "ProductLayer", "QuantizedLayer"]
+
+
+def _guard_sync_batchnorm() -> None:
+    """torch's convert_sync_batchnorm takes any BatchNorm for a float one and would undo the quantization in silence."""
+    original = torch.nn.SyncBatchNorm.convert_sync_batchnorm
+
+    @functools.wraps(original)
+    def convert_sync_batchnorm(module, process_group=None):
+        found = [name for name, m in module.named_modules() if isinstance(m, BatchNorm2d)]
+        if found:
+            raise TypeError(
+                f"convert_sync_batchnorm would turn {len(found)} quantized BatchNorm2d ({found[0]!r}, ...) into float "
+                "SyncBatchNorm; dequantize_ the model first"
+            )
+        return original(module, process_group)
+
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm = convert_sync_batchnorm  # type: ignore[method-assign]
+
+
+_guard_sync_batchnorm()

@@ -1,0 +1,106 @@
+"""What every subbyte layer has in common: a scheme, a record of what ran, and the two directions of conversion.
+
+A layer IS the torch layer it replaces: a subclass with the same Parameters, buffers and hooks. Conversion changes the
+class of the module in place and adds nothing to its state_dict.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..autograd import STREAMS, Products, QuantizedProduct
+from ..numerics import draw_stream
+from ..observe import LayerRecord
+from ..scheme import LayerScheme
+
+REGISTRY: dict[type[nn.Module], type[QuantizedLayer]] = {}
+"""Exact type of a float module -> the layer that quantizes it. Filled by the classes below QuantizedLayer."""
+
+
+class QuantizedLayer(nn.Module):
+    """Mixin, first of the bases: class Linear(QuantizedLayer, torch.nn.Linear, replaces=torch.nn.Linear).
+
+    scheme   LayerScheme or NormScheme, frozen
+    record   which kernels ran last, and statistics of an observed call
+    """
+
+    replaces: ClassVar[type[nn.Module]]
+    scheme: Any
+    record: LayerRecord
+
+    def __init_subclass__(cls, replaces: type[nn.Module] | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if replaces is not None:
+            cls.replaces = replaces
+            REGISTRY[replaces] = cls
+
+    def __init__(self, *args: Any, scheme: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._attach(scheme)
+
+    def _attach(self, scheme: Any) -> None:
+        self.scheme, self.record = scheme, LayerRecord()
+
+    def release(self) -> type[nn.Module] | None:
+        """Give up being quantized; returns the class to become, or None to stay this one, in floats."""
+        del self.scheme, self.record
+        return self.replaces
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self.scheme}"
+
+    def draw_streams(self, stochastic: bool, *inputs: Tensor | None) -> Tensor | None:
+        """The 64-bit streams of this call, or None where nothing rounds stochastically.
+
+        In training they are drawn whether or not gradients are enabled: a checkpointed segment runs twice, first without
+        gradients, and both runs must consume torch's generator alike. In eval mode only a wanted gradient draws.
+        """
+        wanted = self.training or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs))
+        if not stochastic or not wanted:
+            return None
+        device = next(t.device for t in inputs if t is not None)
+        return draw_stream(STREAMS, device)
+
+
+class ProductLayer(QuantizedLayer):
+    """A layer with a weight: its scheme is a LayerScheme."""
+
+    scheme: LayerScheme
+
+    def multiply(self, x: Tensor, products: Products) -> Tensor:
+        """output(x, weight) + bias through autograd.QuantizedProduct, in the dtype that autocast would give."""
+        if not x.is_floating_point():
+            raise TypeError(f"{type(self).__name__} quantizes floating-point inputs itself; this one is {x.dtype}")
+        w: Any = self.weight
+        b: Any = self.bias
+        streams = self.draw_streams(self.scheme.stochastic, x, w, b)
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        scheme = self.scheme if self.training else self.scheme.deterministic_forward()
+        return QuantizedProduct.apply(x, w, b, products, scheme, streams, self.record, dtype)
+
+
+def quantized_class(module: nn.Module) -> type[QuantizedLayer] | None:
+    """The layer that replaces this module, by the exact type it had before parametrizations, or None."""
+    kind = original_type(module)
+    return kind if issubclass(kind, QuantizedLayer) else REGISTRY.get(kind)
+
+
+def original_type(module: nn.Module) -> type[nn.Module]:
+    """The type of a module without the class that torch's parametrizations put on top of it."""
+    return torch.nn.utils.parametrize.type_before_parametrizations(module)
+
+
+def change_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Make the module an instance of cls in place; parametrized attributes stay parametrized."""
+    current = type(module)
+    if torch.nn.utils.parametrize.is_parametrized(module):
+        # torch gave the module a class of its own that holds the parametrized attributes: give cls the same.
+        namespace = {
+            k: v for k, v in vars(current).items() if k not in ("__dict__", "__weakref__", "__doc__", "__module__")
+        }
+        cls = type(f"Parametrized{cls.__name__}", (cls,), namespace)
+    module.__class__ = cls

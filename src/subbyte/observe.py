@@ -1,0 +1,87 @@
+"""What a layer remembers of its last call: which kernels ran, and (when asked) how well each operand was quantized."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from .qtensor import QTensor
+
+
+@dataclass
+class OperandStats:
+    """How one tensor was quantized.
+
+    sqnr_db      20 log10(|x| / |x - dequantized x|), inf for a tensor that is exact
+    clipped_pct  share of elements beyond the largest code, more than half a step
+    zero_pct     share of codes that are 0
+    groups_used  how many different exponents occur (1 without a shift)
+    ranges       max |x| of each channel (axis 1), exponents the group of each; both None for one-axis tensors
+    """
+
+    format: str
+    quantizer: str
+    sqnr_db: float
+    clipped_pct: float
+    zero_pct: float
+    groups_used: int
+    ranges: list[float] | None = None
+    exponents: list[int] | None = None
+
+    @classmethod
+    def measure(cls, x: Tensor, q: QTensor, quantizer: str) -> OperandStats:
+        """Compare x with what became of it. Costs a few passes over x: only done when a layer is observed."""
+        x, back = x.detach().float(), q.dequantize()
+        error = (x - back).double().square().sum().sqrt().item()
+        signal = x.double().square().sum().sqrt().item()
+        size = max(x.numel(), 1)
+        beyond = x.abs() > (q.format.qmax + 0.5) * q.effective_scale()
+        if not q.format.signed:
+            beyond = beyond | (x < -0.5 * q.effective_scale())
+        channels = [i for i in range(x.ndim) if i != 1]
+        ranges = x.abs().amax(channels).tolist() if x.ndim > 1 and x.numel() else None
+        shift = None if q.shift is None else q.shift.flatten().tolist()
+        return cls(
+            format=str(q.format),
+            quantizer=quantizer,
+            sqnr_db=20 * math.log10(signal / error) if error > 0 and signal > 0 else math.inf,
+            clipped_pct=100 * beyond.sum().item() / size,
+            zero_pct=100 * (q.codes == 0).sum().item() / size,
+            groups_used=1 if shift is None else len(set(shift)),
+            ranges=ranges,
+            exponents=shift,
+        )
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass
+class LayerRecord:
+    """Attached to every subbyte layer as `record`.
+
+    kernels   product or op -> kernel that ran in the last call ("emulated", "float" where no integer product did)
+    operands  role -> OperandStats of the last observed call
+    armed     observe the next forward and its backward
+    """
+
+    kernels: dict[str, str] = field(default_factory=dict)
+    operands: dict[str, OperandStats] = field(default_factory=dict)
+    armed: bool = False
+
+    def measure(self, role: str, x: Tensor, q: QTensor | Tensor, quantizer: object) -> None:
+        """Keep the statistics of one operand if armed; a role that stays float has none."""
+        if self.armed and isinstance(q, QTensor) and not torch.compiler.is_compiling():
+            self.operands[role] = OperandStats.measure(x, q, str(quantizer))
+
+
+def arm(modules: Iterable[torch.nn.Module], on: bool = True) -> None:
+    """Let every subbyte layer among modules observe its calls from now on (or stop)."""
+    for m in modules:
+        record = getattr(m, "record", None)
+        if isinstance(record, LayerRecord):
+            record.armed = on

@@ -1,0 +1,241 @@
+"""report: what a model's layers really do. The share of integer multiply-accumulates is counted, never assumed."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .convert import CONVERSION, Conversion, quantized_layers
+from .observe import LayerRecord, OperandStats, arm
+
+aten = torch.ops.aten
+_OPS = torch.ops.subbyte
+
+
+class MacCounter(FlopCounterMode):
+    """Counts the multiply-accumulates of every product that runs inside the block, forward and backward.
+
+    integer  those of subbyte's own products and of aten._int_mm
+    floats   op -> those of any float mm, bmm, convolution, attention...: each counts against the share
+
+    It sees what reaches the dispatcher, not a list of modules: a layer that silently stayed float shows here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(display=False, custom_mapping=_FORMULAS)
+
+    def _by_op(self) -> dict[Any, int]:
+        return self.get_flop_counts().get("Global", {})
+
+    @property
+    def integer(self) -> int:
+        return sum(n for op, n in self._by_op().items() if op in _INTEGER) // 2
+
+    @property
+    def floats(self) -> dict[str, int]:
+        return {str(op): n // 2 for op, n in self._by_op().items() if op not in _INTEGER and n}
+
+    @property
+    def integer_share(self) -> float:
+        """integer / all, NaN if nothing multiplied."""
+        total = self.integer + sum(self.floats.values())
+        return self.integer / total if total else math.nan
+
+
+def _matmul_flops(a, a_shift, a_bits, a_signed, a_max, b, *_rest, out_shape=None, **_kwargs) -> int:
+    return 2 * math.prod(a) * b[-1]
+
+
+def _conv_flops(a, a_shift, a_bits, a_signed, a_max, b, *_rest, out_shape=None, **_kwargs) -> int:
+    return 2 * math.prod(out_shape) * math.prod(b[1:])  # every output pixel meets its group's whole kernel
+
+
+def _grad_input_flops(a, a_shift, a_bits, a_signed, a_max, b, *_rest, out_shape=None, **_kwargs) -> int:
+    return 2 * math.prod(a) * math.prod(b[1:])  # a is the gradient: the same products as the forward's
+
+
+def _grad_weight_flops(a, *_rest, out_shape=None, **_kwargs) -> int:
+    return 2 * math.prod(a) * math.prod(out_shape[1:])
+
+
+def _vector_flops(a, b, *_rest, out_shape=None, **_kwargs) -> int:
+    return 2 * math.prod(a)
+
+
+def _addmv_flops(bias, a, b, *_rest, out_shape=None, **_kwargs) -> int:
+    return 2 * math.prod(a)
+
+
+_PRODUCTS = {
+    _OPS.int_matmul: _matmul_flops,
+    _OPS.scaled_matmul: _matmul_flops,
+    _OPS.scaled_conv2d: _conv_flops,
+    _OPS.scaled_conv2d_grad_input: _grad_input_flops,
+    _OPS.scaled_conv2d_grad_weight: _grad_weight_flops,
+    aten._int_mm: lambda a, b, *_r, out_shape=None, **_k: 2 * math.prod(a) * b[-1],
+}
+_INTEGER = set(_PRODUCTS)
+_FORMULAS = {**_PRODUCTS, aten.mv: _vector_flops, aten.dot: _vector_flops, aten.addmv: _addmv_flops}
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer: what it is, what ran, and (where observed) how each operand was quantized."""
+
+    name: str
+    type: str
+    scheme: str
+    kernels: dict[str, str]
+    operands: dict[str, OperandStats]
+
+    @property
+    def gradient_ranges(self) -> Tensor | None:
+        """max |g| of each channel of the output's gradient in the observed step."""
+        return self._of_gradient("ranges", torch.float32)
+
+    @property
+    def gradient_exponents(self) -> Tensor | None:
+        """The group's exponent of each channel in the observed step."""
+        return self._of_gradient("exponents", torch.int64)
+
+    def _of_gradient(self, what: str, dtype: torch.dtype) -> Tensor | None:
+        stats = self.operands.get("gradient")
+        values = None if stats is None else getattr(stats, what)
+        return None if values is None else torch.tensor(values, dtype=dtype)
+
+    def row(self) -> dict[str, Any]:
+        """The layer as one flat row; None where it was not observed."""
+
+        def each(field_name: str) -> dict[str, Any]:
+            return {f"{role}_{field_name}": getattr(s, field_name) for role, s in self.operands.items()}
+
+        products = {k: self.kernels.get(k, "") for k in ("output", "grad_input", "grad_weight")}
+        ran = sorted({v for k, v in self.kernels.items() if k not in products})
+        row = {"name": self.name, "type": self.type, "scheme": self.scheme, **products, "kernels": ran}
+        for f in ("format", "sqnr_db", "clipped_pct", "zero_pct", "groups_used"):
+            row.update(each(f))
+        return row
+
+
+@dataclass(frozen=True)
+class Report:
+    """What report() found. print() it, or take .rows, .layers, .integer_share, .to_dict(), .table()."""
+
+    layers: dict[str, LayerReport]
+    conversion: Conversion
+    integer_share: float | None = None
+    integer_macs: int | None = None
+    float_macs: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [layer.row() for layer in self.layers.values()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "integer_share": self.integer_share,
+            "integer_macs": self.integer_macs,
+            "float_macs": self.float_macs,
+            "left_float": self.conversion.left_float,
+            "signs": self.conversion.signs,
+            "layers": [
+                {**layer.row(), "operands": {k: s.to_dict() for k, s in layer.operands.items()}}
+                for layer in self.layers.values()
+            ],
+        }
+
+    def table(self):
+        """A rich Table, a line a layer: formats, products, kernels, and each operand's statistics."""
+        from rich.table import Table
+
+        table = Table(title="quantized layers")
+        headings = ("layer", "type", "x / w / g", "out, gx, gw", "kernels", "SQNR dB", "clipped %", "zero %", "groups")
+        for heading in headings:
+            table.add_column(heading, overflow="fold")
+        for layer in self.layers.values():
+            stats = [layer.operands.get(r) for r in ("activation", "weight", "gradient")]
+            row = layer.row()
+            table.add_row(
+                layer.name or "(the model)",
+                layer.type,
+                " / ".join("-" if s is None else s.format for s in stats) if any(stats) else layer.scheme,
+                ", ".join(row[k] for k in ("output", "grad_input", "grad_weight") if row[k]) or "-",
+                ", ".join(row["kernels"]) or "not run yet",
+                _each(stats, "sqnr_db", ".1f"),
+                _each(stats, "clipped_pct", ".2f"),
+                _each(stats, "zero_pct", ".0f"),
+                _each(stats[2:], "groups_used", "d"),
+            )
+        return table
+
+    def summary(self) -> str:
+        """The lines under the table."""
+        lines = []
+        if self.integer_share is None:
+            lines.append("integer share of multiply-accumulates: not counted (call report(model, x, y, loss_fn))")
+        else:
+            others = ", ".join(f"{op} {n:,}" for op, n in self.float_macs.items())
+            lines.append(
+                f"integer share of multiply-accumulates, forward and backward: {100 * self.integer_share:.2f} % "
+                f"({self.integer_macs:,} integer; float: {others or 'none'})"
+            )
+        if self.conversion.signs:
+            lines.append(f"activations are signed throughout: {self.conversion.signs}")
+        lines += [f"left float: {name or '(the model)'}: {why}" for name, why in self.conversion.left_float.items()]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=150, no_color=True)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get() + self.summary()
+
+
+def _each(stats: list[OperandStats | None], name: str, spec: str) -> str:
+    return " / ".join("-" if s is None else format(getattr(s, name), spec) for s in stats) if any(stats) else ""
+
+
+def report(
+    model: nn.Module, x: Any = None, y: Any = None, loss_fn: Callable[[Any, Any], Tensor] | None = None
+) -> Report:
+    """What each quantized layer does: formats, the kernels that really ran, and how well each operand is quantized.
+
+    Without x: the layers as they are, with the kernels of their last call. With x (a batch, or a tuple of arguments):
+    one training step on a copy of the model, forward and backward, under MacCounter, with every layer observed. The loss is
+    loss_fn(model(x), y), or the mean square of the output if loss_fn is None. The model, its buffers, its gradients and
+    torch's random state are left as they were.
+    """
+    conversion = getattr(model, CONVERSION, None)
+    if conversion is None:
+        raise TypeError("report: the model is not quantized; call quantize_(model, scheme) first")
+    if x is None:
+        return Report(_layer_reports(model), conversion)
+    probe = copy.deepcopy(model).train()
+    probe.zero_grad(set_to_none=True)
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)), torch.enable_grad(), MacCounter() as counter:
+        arm(probe.modules())
+        out = probe(*x) if isinstance(x, tuple) else probe(x)
+        loss = loss_fn(out, y) if loss_fn is not None else out.float().square().mean()
+        loss.backward()
+    return Report(_layer_reports(probe), conversion, counter.integer_share, counter.integer, counter.floats)
+
+
+def _layer_reports(model: nn.Module) -> dict[str, LayerReport]:
+    out = {}
+    for name, layer in quantized_layers(model).items():
+        record: LayerRecord = layer.record
+        out[name] = LayerReport(
+            name, layer.replaces.__name__, str(layer.scheme), dict(record.kernels), dict(record.operands)
+        )
+    return out

@@ -1,0 +1,351 @@
+"""Scheme: which quantizer plays which role, in which layer. Named recipes, overrides by module name, JSON.
+
+A number format or a rounding mode is never a flag here: it is a quantizer. None in a role leaves it in floats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import quantizers
+from .numerics import IntFormat
+from .quantizers import AbsMax, PerChannel, Quantizer, ShiftQuant, closest, reject_unknown
+
+VERSION = 1
+"""Of the JSON form. A file with a higher one is refused."""
+
+NORM_KINDS = ("l1", "l2")
+GRANULARITIES = ("channel", "tensor")
+
+
+@dataclass(frozen=True)
+class LayerScheme:
+    """The three operands of a layer with a weight: output = x w, grad_input = g w, grad_weight = g x."""
+
+    weight: Quantizer | None = None
+    activation: Quantizer | None = None
+    gradient: Quantizer | None = None
+
+    @property
+    def is_float(self) -> bool:
+        return self.weight is None and self.activation is None and self.gradient is None
+
+    @property
+    def stochastic(self) -> bool:
+        """Does any role draw random numbers?"""
+        return any(q is not None and q.stochastic for q in (self.weight, self.activation, self.gradient))
+
+    def deterministic_forward(self) -> LayerScheme:
+        """The same with nothing random in the forward product: what a layer in eval mode uses."""
+        w, x = (None if q is None else q.nearest() for q in (self.weight, self.activation))
+        return dataclasses.replace(self, weight=w, activation=x)
+
+    def unsigned_activation(self) -> LayerScheme:
+        """The same with activations in 0..2^b - 1: for a layer whose producer cannot be negative."""
+        if self.activation is None:
+            return self
+        return dataclasses.replace(self, activation=dataclasses.replace(self.activation, signed=False))
+
+    def __str__(self) -> str:
+        roles = (("w", self.weight), ("x", self.activation), ("g", self.gradient))
+        return ", ".join(f"{n}={'float' if q is None else q}" for n, q in roles)
+
+
+@dataclass(frozen=True)
+class NormScheme:
+    """A normalization layer: which statistic, and the bits of each tensor that travels as codes. None: float.
+
+    kind         l1: sigma = sqrt(pi/2) mean |x - mu|; l2: the standard deviation
+    input        x, as it enters (nearest)
+    normalized   xhat in the forward pass (nearest)
+    saved        xhat as kept for backward: normalized, narrowed
+    weight       gamma (nearest, one scale)
+    gradient     the gradient of the output (stochastic)
+    granularity  channel: the finest scale that its sums allow; tensor: one scale
+    """
+
+    kind: str = "l1"
+    input: int | None = 8
+    normalized: int | None = 8
+    saved: int | None = 6
+    weight: int | None = 8
+    gradient: int | None = 8
+    granularity: str = "channel"
+
+    def __post_init__(self) -> None:
+        if self.kind not in NORM_KINDS:
+            raise ValueError(
+                f"norm is one of {', '.join(NORM_KINDS)}, not {self.kind!r}{closest(str(self.kind), NORM_KINDS)}"
+            )
+        if self.granularity not in GRANULARITIES:
+            raise ValueError(
+                f"granularity is one of {', '.join(GRANULARITIES)}, not {self.granularity!r}"
+                f"{closest(str(self.granularity), GRANULARITIES)}"
+            )
+        bits = (self.input, self.normalized, self.saved, self.weight, self.gradient)
+        if None in bits and set(bits) != {None}:
+            raise ValueError("the bits of a norm are all numbers or all None (float): its sums mix every one of them")
+        for b in bits:
+            if b is not None:
+                IntFormat(b)
+        if self.saved is not None and self.normalized is not None and self.saved > self.normalized:
+            raise ValueError(f"saved ({self.saved} bits) cannot exceed normalized ({self.normalized} bits)")
+
+    @property
+    def is_float(self) -> bool:
+        return self.input is None
+
+    def format(self, tensor: str) -> IntFormat:
+        """The format of "input", "normalized", "saved", "weight" or "gradient"."""
+        return IntFormat(getattr(self, tensor))
+
+    def quantizer(self, tensor: str, axis: int | None, rounding: str = "nearest") -> Quantizer:
+        """The quantizer of one of its tensors; axis: where a finer scale is allowed, None if nowhere."""
+        bits = self.format(tensor).bits
+        if axis is None or self.granularity == "tensor":
+            return AbsMax(bits, rounding=rounding)
+        return PerChannel(bits, rounding=rounding, axis=axis)
+
+    def __str__(self) -> str:
+        if self.is_float:
+            return f"{self.kind} float"
+        xhat = f"s{self.normalized}/s{self.saved} saved"
+        return f"{self.kind} x=s{self.input}, xhat={xhat}, w=s{self.weight}, g=s{self.gradient}"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A recipe for a whole model.
+
+    layer, norm   what layers with a weight, and norms, get
+    first, last   the first and the last layer with a weight, in the order of model.modules(); None: as `layer`
+    overrides     (pattern, LayerScheme | NormScheme | None) pairs, the first match wins over all of the above. A
+                  pattern is a glob over module names, or a regular expression behind "re:"; None leaves it float.
+
+    >>> Scheme.from_name("int4").layer.gradient.bits
+    4
+    >>> Scheme.from_json(Scheme.from_name("int6").to_json()) == Scheme.from_name("int6")
+    True
+    """
+
+    name: str = "custom"
+    layer: LayerScheme = field(default_factory=LayerScheme)
+    norm: NormScheme = field(default_factory=NormScheme)
+    first: LayerScheme | None = None
+    last: LayerScheme | None = None
+    overrides: tuple[tuple[str, LayerScheme | NormScheme | None], ...] = ()
+
+    # ------------------------------------------------------------------------------------------------- recipes
+
+    @staticmethod
+    def names() -> tuple[str, ...]:
+        """The named recipes."""
+        return tuple(RECIPES)
+
+    @staticmethod
+    def from_name(name: str) -> Scheme:
+        """A named recipe. ValueError with the closest name for an unknown one."""
+        if name not in RECIPES:
+            raise ValueError(f"unknown scheme {name!r}{closest(str(name), RECIPES)}; there are: {', '.join(RECIPES)}")
+        return RECIPES[name]
+
+    @property
+    def is_float(self) -> bool:
+        """Nothing is quantized anywhere."""
+        parts = [self.layer, self.norm, self.first, self.last, *(s for _, s in self.overrides)]
+        return all(p is None or p.is_float for p in parts)
+
+    # ------------------------------------------------------------------------------------------------ resolution
+
+    def override(self, pattern: str, scheme: LayerScheme | NormScheme | None) -> Scheme:
+        """The same scheme with one more override, which goes before the others."""
+        _compile(pattern)
+        return dataclasses.replace(self, overrides=((pattern, scheme), *self.overrides))
+
+    def for_layer(self, name: str, position: str = "") -> LayerScheme | None:
+        """What the layer with a weight of that name gets; position: "first", "last" or "". None: leave it alone."""
+        found, scheme = self._overridden(name, LayerScheme)
+        if found:
+            return scheme
+        edge = {"first": self.first, "last": self.last}.get(position)
+        return edge if edge is not None else self.layer
+
+    def for_norm(self, name: str) -> NormScheme | None:
+        """What the norm of that name gets. None: leave it alone."""
+        found, scheme = self._overridden(name, NormScheme)
+        return scheme if found else self.norm
+
+    def _overridden(self, name: str, kind: type) -> tuple[bool, Any]:
+        for pattern, scheme in self.overrides:
+            if (scheme is None or isinstance(scheme, kind)) and _compile(pattern)(name):
+                return True, scheme
+        return False, None
+
+    # ------------------------------------------------------------------------------------------------------ JSON
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with the version of the format."""
+        return {
+            "version": VERSION,
+            "name": self.name,
+            "layer": _layer_to_dict(self.layer),
+            "norm": dataclasses.asdict(self.norm),
+            "first": None if self.first is None else _layer_to_dict(self.first),
+            "last": None if self.last is None else _layer_to_dict(self.last),
+            "overrides": [{"pattern": p, **_override_to_dict(s)} for p, s in self.overrides],
+        }
+
+    @staticmethod
+    def from_dict(d: dict[str, Any]) -> Scheme:
+        """The inverse of to_dict. ValueError for unknown keys, unknown quantizers and newer versions."""
+        if not isinstance(d, dict):
+            raise ValueError(f"a scheme is a JSON object, not {type(d).__name__}")
+        reject_unknown(d, ["version", "name", "layer", "norm", "first", "last", "overrides"], "a scheme")
+        version = d.get("version")
+        if version is None or version > VERSION:
+            raise ValueError(f"this scheme has version {version}; this release reads versions up to {VERSION}")
+        return Scheme(
+            name=d.get("name", "custom"),
+            layer=_layer_from_dict(d.get("layer", {})),
+            norm=_norm_from_dict(d.get("norm", {})),
+            first=None if d.get("first") is None else _layer_from_dict(d["first"]),
+            last=None if d.get("last") is None else _layer_from_dict(d["last"]),
+            overrides=tuple((o["pattern"], _override_from_dict(o)) for o in d.get("overrides", [])),
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+    @staticmethod
+    def from_json(text: str) -> Scheme:
+        """The inverse of to_json. ValueError with the place for malformed JSON."""
+        try:
+            return Scheme.from_dict(json.loads(text))
+        except json.JSONDecodeError as e:
+            raise ValueError(f"a scheme must be JSON: {e}") from e
+
+    # ------------------------------------------------------------------------------------------------------ table
+
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """(where, tensor, format, rounding, scale) for every tensor that the scheme quantizes: every bit in it."""
+        out: list[tuple[str, str, str, str, str]] = []
+        parts = [("first layer", self.first), ("layers", self.layer), ("last layer", self.last)]
+        parts += [(f"override {p}", s) for p, s in self.overrides if not isinstance(s, NormScheme)]
+        for where, layer in parts:
+            if layer is None:
+                if where.startswith("override"):
+                    out.append((where, "all", "float", "", ""))
+                continue
+            for role in ("weight", "activation", "gradient"):
+                out.append((where, role, *_describe(getattr(layer, role), behind_relu=role == "activation")))
+        norms = [("norms", self.norm), *((f"override {p}", s) for p, s in self.overrides if isinstance(s, NormScheme))]
+        for where, norm in norms:
+            scale = "finest that the sums allow" if norm.granularity == "channel" else "one for the tensor"
+            for label, bits in (("input", norm.input), ("normalized", norm.normalized), ("saved", norm.saved)):
+                out.append((where, f"{norm.kind} {label}", "float" if bits is None else f"s{bits}", "nearest", scale))
+            out.append(
+                (
+                    where,
+                    f"{norm.kind} weight",
+                    "float" if norm.weight is None else f"s{norm.weight}",
+                    "nearest",
+                    "AbsMax",
+                )
+            )
+            out.append(
+                (
+                    where,
+                    f"{norm.kind} gradient",
+                    "float" if norm.gradient is None else f"s{norm.gradient}",
+                    "stochastic",
+                    scale,
+                )
+            )
+        return [(*r[:3], "", "") if r[2] == "float" else r for r in out]
+
+    def table(self):
+        """rows() as a rich Table."""
+        from rich.table import Table
+
+        table = Table(title=f"scheme {self.name}")
+        for column in ("where", "tensor", "format", "rounding", "scale"):
+            table.add_column(column)
+        for row in self.rows():
+            table.add_row(*row)
+        return table
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=100, no_color=True)
+        with console.capture() as capture:
+            console.print(self.table())
+        return capture.get().rstrip()
+
+
+def _describe(q: Quantizer | None, behind_relu: bool = False) -> tuple[str, str, str]:
+    """(format, rounding, scale); an activation's sign is settled at conversion, by the module that produces it."""
+    if q is None:
+        return "float", "", ""
+    unsigned = f", u{q.bits} behind a ReLU" if behind_relu and q.signed else ""
+    detail = f" ({q.details()})" if q.details() else ""
+    return f"{q.format}{unsigned}", q.rounding, f"{type(q).__name__}{detail}"
+
+
+def _compile(pattern: str):
+    if pattern.startswith("re:"):
+        try:
+            return re.compile(pattern[3:]).fullmatch
+        except re.error as e:
+            raise ValueError(f"override pattern {pattern!r} is no regular expression: {e}") from e
+    return lambda name: fnmatch.fnmatchcase(name, pattern)
+
+
+def _layer_to_dict(s: LayerScheme) -> dict[str, Any]:
+    return {role: quantizers.to_dict(getattr(s, role)) for role in ("weight", "activation", "gradient")}
+
+
+def _layer_from_dict(d: dict[str, Any]) -> LayerScheme:
+    reject_unknown(d, ["weight", "activation", "gradient"], "a layer's scheme")
+    return LayerScheme(**{role: quantizers.from_dict(q) for role, q in d.items()})
+
+
+def _norm_from_dict(d: dict[str, Any]) -> NormScheme:
+    reject_unknown(d, [f.name for f in dataclasses.fields(NormScheme)], "a norm's scheme")
+    return NormScheme(**d)
+
+
+def _override_to_dict(s: LayerScheme | NormScheme | None) -> dict[str, Any]:
+    if s is None:
+        return {"float": True}
+    return {"norm": dataclasses.asdict(s)} if isinstance(s, NormScheme) else {"layer": _layer_to_dict(s)}
+
+
+def _override_from_dict(o: dict[str, Any]) -> LayerScheme | NormScheme | None:
+    reject_unknown(o, ["pattern", "layer", "norm", "float"], "an override")
+    if "norm" in o:
+        return _norm_from_dict(o["norm"])
+    return _layer_from_dict(o["layer"]) if "layer" in o else None
+
+
+def _recipe(name: str, bits: int, gradient: Quantizer, saved: int) -> Scheme:
+    """w and x nearest with one scale, g by `gradient`, norms in 8-bit codes, first and last layer 8 bits throughout."""
+    edge = LayerScheme(AbsMax(8), AbsMax(8), ShiftQuant(8, rounding="stochastic", groups=4))
+    layer = LayerScheme(AbsMax(bits), AbsMax(bits), gradient)
+    return Scheme(name, layer, NormScheme("l1", saved=saved), first=edge, last=edge)
+
+
+_FLOAT_NORM = NormScheme("l2", input=None, normalized=None, saved=None, weight=None, gradient=None)
+
+RECIPES: dict[str, Scheme] = {
+    "float": Scheme("float", LayerScheme(), _FLOAT_NORM),
+    "int8": _recipe("int8", 8, ShiftQuant(8, rounding="stochastic", groups=4), saved=8),
+    # 5 groups of 6 bits and 9 of 4 bits fold into int8 operands and cost nothing (ops.shiftmm.fold_plan)
+    "int6": _recipe("int6", 6, ShiftQuant(6, rounding="stochastic", groups=5), saved=6),
+    "int4": _recipe("int4", 4, ShiftQuant(4, rounding="stochastic", groups=9), saved=6),
+}
