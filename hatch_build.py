@@ -27,7 +27,7 @@ except ImportError:  # run as a script
 ROOT = Path(__file__).resolve().parent
 LIBRARY = Path("src/subbyte/_lib/libsubbyte.so")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fwrapv"]
-WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
+WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # gcc's own intrinsics
 
 
 class CompileError(RuntimeError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -10,12 +11,8 @@ from torch import Tensor
 ran: dict[str, str] = {}
 """op -> the kernel that its last call ran."""
 
-WHOLE = -1
-"""As in ops: an axis that stands for all of them together."""
-
-
 def call(op: str, function: Callable, *arguments) -> bool:
-    """Call an exported kernel on torch's number of threads, and note it in `ran`; False where it does not cover that."""
+    """Call an exported kernel on torch's number of threads and note it in `ran`; False where it does not cover this."""
     name = function(*arguments, torch.get_num_threads())
     if name is None:
         return False
@@ -47,10 +44,48 @@ def is_dense(x: Tensor) -> bool:
     return True
 
 
-def around(x: Tensor, axis: int) -> tuple[int, int, int]:
-    """(outer, channels, inner) of a dense x in memory order, where channels is `axis` (WHOLE: one channel)."""
+def geometry(x: Tensor, v: Tensor) -> tuple[int, int] | None:
+    """(channels, inner) such that element i of the dense x, in memory order, meets value (i // inner) % channels of v.
+
+    v broadcasts to x and its values are taken in row-major order. None where the axes along which v varies do not
+    follow each other in x's memory.
+    """
+    return axes(x, [i for i, n in enumerate(v.shape, x.ndim - v.ndim) if n != 1])
+
+
+def axes(x: Tensor, kept: list[int]) -> tuple[int, int] | None:
+    """The same for an operand that varies along the axes `kept`."""
+    if x.numel() == 0:
+        return 1, 1
+    channels, inner = 1, x.numel()
+    for axis in reversed(kept):
+        size, stride = x.shape[axis], x.stride(axis)
+        if size == 1:
+            continue
+        if channels == 1:
+            inner = stride
+        elif stride != channels * inner:
+            return None
+        channels *= size
+    return channels, inner
+
+
+def transposition(x: Tensor) -> tuple[int, int, int] | None:
+    """How the memory order of a dense x differs from its logical order, (batch, channels, pixels).
+
+    (1, n, 1) where it does not; otherwise logic is (batch, channels, pixels) and memory (batch, pixels, channels), as in
+    channels_last and in a transposed matrix. None for any other order.
+    """
     n = x.numel()
-    if axis == WHOLE or n == 0 or x.shape[axis] == 1:
-        return 1, 1, n
-    channels, inner = x.shape[axis], x.stride(axis)
-    return n // (channels * inner), channels, inner
+    if x.is_contiguous():
+        return 1, n, 1
+    sizes = [(stride, size) for size, stride in zip(x.shape, x.stride()) if size != 1]
+    batch = 1
+    while sizes and sizes[0][0] == max(sizes)[0]:  # leading axes that lead in memory too
+        batch *= sizes.pop(0)[1]
+    first = sizes.index(max(sizes))  # where the axes begin that come first in memory
+    ordered = sizes[first:] + sizes[:first]
+    if ordered != sorted(sizes, reverse=True):
+        return None
+    pixels = math.prod(size for _, size in sizes[first:])
+    return batch, n // (batch * pixels), pixels

@@ -1,26 +1,68 @@
-"""amax on the C++ kernels."""
+"""amax and quantize on the C++ kernels."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ._cpu_call import around, call, dense_float32
+from ..numerics import IntFormat
+from ._cpu_call import axes, call, dense, dense_float32, geometry, transposition
 from ._native import INT, INT64, POINTER, function
 
+_OPERAND = (POINTER, INT64, INT64)  # values, channels, inner
+
 _amax = function("sb_amax", POINTER, INT64, INT64, INT64, POINTER, INT)
+_quantize = function(
+    "sb_quantize", POINTER, INT64, *_OPERAND, *_OPERAND, POINTER, INT64, INT64, INT64, INT, INT, POINTER, INT
+)
 
 
 def amax(x: Tensor, axis: int) -> Tensor:
     x32 = dense_float32(x)
     if x32 is None:
         return NotImplemented
-    shape = [n if i == axis else 1 for i, n in enumerate(x.shape)]
-    outer, channels, inner = around(x32, axis)
-    r = torch.zeros(shape, dtype=torch.float32) if x.numel() == 0 else torch.empty(shape, dtype=torch.float32)
-    if not call("amax", _amax, x32.data_ptr(), outer, channels if x.numel() else 0, inner, r.data_ptr()):
+    n = x32.numel()
+    shape = [size if i == axis else 1 for i, size in enumerate(x.shape)]
+    r = torch.zeros(shape, dtype=torch.float32)
+    channels, inner = axes(x32, [axis] if axis >= 0 else [])
+    outer = n // (channels * inner)
+    if not call("amax", _amax, x32.data_ptr(), outer, channels if n else 0, inner, r.data_ptr()):
         return NotImplemented
     return r
 
 
-OPS = (amax,)
+def quantize(x: Tensor, r: Tensor, shift: Tensor | None, stream: Tensor | None, bits: int, signed: bool) -> Tensor:
+    x32 = dense_float32(x)
+    if x32 is None or r.dtype != torch.float32 or not _on_cpu(r, shift, stream):
+        return NotImplemented
+    fmt = IntFormat(bits, signed)
+    codes = torch.empty_like(x32, dtype=fmt.dtype)
+    order = (1, x.numel(), 1) if stream is None else transposition(x32)
+    if order is None:
+        return codes.copy_(quantize(x32.contiguous(), r, shift, stream, bits, signed))
+    r_axis = geometry(x32, r)
+    shift_axis = (1, 1) if shift is None else geometry(x32, shift)
+    if r_axis is None or shift_axis is None or (shift is not None and shift.dtype != torch.uint8):
+        return NotImplemented
+    r, shift = r.contiguous(), None if shift is None else shift.contiguous()
+    done = call(
+        "quantize",
+        _quantize,
+        *(x32.data_ptr(), x.numel()),
+        *(r.data_ptr(), *r_axis),
+        *(_pointer(shift), *shift_axis),
+        *(_pointer(stream), *order),
+        *(fmt.qmin, fmt.qmax, codes.data_ptr()),
+    )
+    return codes if done else NotImplemented
+
+
+def _on_cpu(*tensors: Tensor | None) -> bool:
+    return all(t is None or t.device.type == "cpu" for t in tensors)
+
+
+def _pointer(t: Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
+
+
+OPS = (amax, quantize)

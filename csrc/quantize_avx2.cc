@@ -1,0 +1,23 @@
+// quantize for AVX2. The body is quantize.inc.
+#include "quantize.h"
+#include "cpu_features.h"
+
+#if SB_X86
+#include <immintrin.h>
+
+SB_TARGET_BEGIN_AVX2
+namespace sb::avx2 {
+namespace {
+#define SB_W 8
+#include "simd.inc"
+#include "quantize.inc"
+}  // namespace
+}  // namespace sb::avx2
+SB_TARGET_END
+
+namespace sb::avx2 {
+static const QuantizeKernels kernels{random_run, random_pixels, nearest, stochastic};
+static const Register registered_quantize_nearest{"quantize_nearest", Isa::avx2, "quantize_nearest_avx2", &kernels};
+static const Register registered_quantize_sr{"quantize_sr", Isa::avx2, "quantize_sr_avx2", &kernels};
+}  // namespace sb::avx2
+#endif
