@@ -73,8 +73,8 @@ def axes(x: Tensor, kept: list[int]) -> tuple[int, int] | None:
 def transposition(x: Tensor) -> tuple[int, int, int] | None:
     """How the memory order of a dense x differs from its logical order, (batch, channels, pixels).
 
-    (1, n, 1) where it does not; otherwise logic is (batch, channels, pixels) and memory (batch, pixels, channels), as in
-    channels_last and in a transposed matrix. None for any other order.
+    (1, n, 1) where it does not; otherwise logic is (batch, channels, pixels) and memory (batch, pixels, channels), as
+    in channels_last and in a transposed matrix. None for any other order.
     """
     n = x.numel()
     if x.is_contiguous():

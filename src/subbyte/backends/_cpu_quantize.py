@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..numerics import IntFormat
-from ._cpu_call import axes, call, dense, dense_float32, geometry, transposition
+from ._cpu_call import axes, call, dense_float32, geometry, transposition
 from ._native import INT, INT64, POINTER, function
 
 _OPERAND = (POINTER, INT64, INT64)  # values, channels, inner
