@@ -211,8 +211,8 @@ def report(
     """What each quantized layer does: formats, the kernels that really ran, and how well each operand is quantized.
 
     Without x: the layers as they are, with the kernels of their last call. With x (a batch, or a tuple of arguments):
-    one training step on a copy of the model, forward and backward, under MacCounter, with every layer observed. The loss is
-    loss_fn(model(x), y), or the mean square of the output if loss_fn is None. The model, its buffers, its gradients and
+    one training step on a copy of the model, forward and backward, under MacCounter, with every layer observed. The
+    loss is loss_fn(model(x), y), or the mean square of the output if loss_fn is None. The model, its buffers, its gradients and
     torch's random state are left as they were.
     """
     conversion = getattr(model, CONVERSION, None)

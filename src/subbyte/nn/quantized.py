@@ -55,8 +55,8 @@ class QuantizedLayer(nn.Module):
     def draw_streams(self, stochastic: bool, *inputs: Tensor | None) -> Tensor | None:
         """The 64-bit streams of this call, or None where nothing rounds stochastically.
 
-        In training they are drawn whether or not gradients are enabled: a checkpointed segment runs twice, first without
-        gradients, and both runs must consume torch's generator alike. In eval mode only a wanted gradient draws.
+        In training they are drawn whether or not gradients are enabled: a checkpointed segment runs twice, without
+        gradients first, and both runs must consume torch's generator alike. In eval mode only a wanted gradient draws.
         """
         wanted = self.training or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs))
         if not stochastic or not wanted:

@@ -1,0 +1,93 @@
+"""The integer-only mode: what numerics.py rounds through floats, in integers alone. NORMATIVE, and what the RTL computes.
+
+Every scale is a power of two, so that a change of scale is one rounding right shift of an accumulator:
+
+    tensor = codes * 2^exponent        codes of an IntFormat, exponent a Python int or an int tensor
+
+Widths, for codes of b <= 8 bits and a statistic over n <= 2^24 elements (all fit an int64; RTL may take them as given):
+
+    S = sum q                    b + log2 n bits
+    d = n q - S                  b + 1 + log2 n
+    A = sum |d|                  b + 1 + 2 log2 n
+    reciprocal                   RECIPROCAL_BITS + 1 (1 / c < 1; A is at least n times the least spread, see l1_normalize)
+    d * reciprocal               b + 2 + log2 n + RECIPROCAL_BITS
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import numerics
+from .numerics import IntFormat
+
+L1_FACTOR_BITS = 14
+L1_FACTOR_FIXED = 20533
+"""c = sqrt(pi / 2) in fixed point: round(1.2533141 * 2^14)."""
+
+RECIPROCAL_BITS = 16
+"""Significant bits of the reciprocal of a deviation: twice those of an 8-bit code."""
+
+
+def shift_to_fit(largest: Tensor, fmt: IntFormat) -> Tensor:
+    """The smallest n >= 0 with largest <= Q 2^n: how far an accumulator must be shifted to become a code.
+
+    largest: max |acc|, int64 tensor of any shape -> int64, by comparison with every Q 2^n.
+
+    >>> shift_to_fit(torch.tensor([0, 7, 8, 14, 15]), IntFormat(4)).tolist()
+    [0, 0, 1, 1, 2]
+    """
+    ladder = fmt.qmax << torch.arange(63 - fmt.bits, dtype=torch.int64, device=largest.device)
+    return (largest.to(torch.int64).unsqueeze(-1) > ladder).sum(-1)
+
+
+def requantize(acc: Tensor, shift: int, fmt: IntFormat, r16: Tensor | None = None) -> Tensor:
+    """code = clamp(acc / 2^shift, qmin, qmax), rounded half to even, or stochastically by r16 in 0..65535. -> fmt.dtype
+
+    The exponent of the tensor grows by shift. acc: any signed integer dtype with 2^(shift - 1) of headroom.
+
+    >>> requantize(torch.tensor([40, 24, -100, 7]), 4, IntFormat(4)).tolist()
+    [2, 2, -6, 0]
+    """
+    if r16 is None:
+        v = numerics.shift_right_nearest(acc, shift)
+    else:
+        v = numerics.shift_right_stochastic(acc, shift, r16)
+    return v.clamp(fmt.qmin, fmt.qmax).to(fmt.dtype)
+
+
+def l1_statistics(q: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, int]:
+    """(S, A, n): sum q, sum |n q - S| and how many codes each statistic covers; int64, dimensions kept."""
+    n = 1
+    for d in dims:
+        n *= q.shape[d]
+    wide = q.to(torch.int64)
+    total = wide.sum(dims, keepdim=True)
+    return total, (n * wide - total).abs().sum(dims, keepdim=True), n
+
+
+def l1_reciprocal(spread: Tensor, n: int) -> Tensor:
+    """floor(2^P n 2^14 / (c A)), P = RECIPROCAL_BITS + ceil(log2 n), with A at least n^2 / 2^7; int64.
+
+    One integer division for each statistic. The floor on A plays eps: a channel whose mean deviation is below 2^-7 of a
+    step (only a constant one is) is divided by that.
+    """
+    least = max(n * n >> 7, 1)
+    p = RECIPROCAL_BITS + (n - 1).bit_length()
+    return (n << (p + L1_FACTOR_BITS)) // (L1_FACTOR_FIXED * spread.clamp(min=least))
+
+
+def l1_normalize(q: Tensor, dims: list[int], fmt: IntFormat, fraction: int) -> Tensor:
+    """xhat = (q - mean q) / (c mean |q - mean q|) as codes of 2^-fraction, rounded half to even, clamped to fmt.
+
+    code = rshift(d floor(2^P n / (c A)), P - fraction): the scale of q cancels, so no exponent enters.
+
+    q: integer codes, any shape; dims: the axes of a statistic.
+
+    >>> l1_normalize(torch.tensor([[-2, 0, 2, 0]], dtype=torch.int8), [1], IntFormat(8), fraction=4).tolist()
+    [[-26, 0, 26, 0]]
+    """
+    total, spread, n = l1_statistics(q, dims)
+    p = RECIPROCAL_BITS + (n - 1).bit_length()
+    scaled = (n * q.to(torch.int64) - total) * l1_reciprocal(spread, n)
+    return requantize(scaled, p - fraction, fmt)
