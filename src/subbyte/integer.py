@@ -4,13 +4,14 @@ Every scale is a power of two, so that a change of scale is one rounding right s
 
     tensor = codes * 2^exponent        codes of an IntFormat, exponent a Python int or an int tensor
 
-Widths, for codes of b <= 8 bits and a statistic over n <= 2^24 elements (all fit an int64; RTL may take them as given):
+Widths in bits, signs included, for codes of b <= 8 bits and a statistic over n <= MAX_COUNT elements, k = ceil(log2 n):
 
-    S = sum q                    b + log2 n bits
-    d = n q - S                  b + 1 + log2 n
-    A = sum |d|                  b + 1 + 2 log2 n
-    reciprocal                   RECIPROCAL_BITS + 1 (1 / c < 1; A is at least n times the least spread, see l1_normalize)
-    d * reciprocal               b + 2 + log2 n + RECIPROCAL_BITS
+    S = sum q         b + k
+    d = n q - S       b + k + 1
+    A = sum |d|       b + 2 k + 1
+    c A               b + 2 k + 16                          <= 63
+    reciprocal        RECIPROCAL_BITS + 8                   (A >= n^2 / 2^7, 1 / c < 1)
+    d reciprocal      b + k + 9 + RECIPROCAL_BITS           <= 53
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from .numerics import IntFormat
 L1_FACTOR_BITS = 14
 L1_FACTOR_FIXED = 20533
 """c = sqrt(pi / 2) in fixed point: round(1.2533141 * 2^14)."""
+
+MAX_COUNT = 1 << 19
+"""The largest n: c A <= 2^15 2^8 n^2 stays within 63 bits."""
 
 RECIPROCAL_BITS = 16
 """Significant bits of the reciprocal of a deviation: twice those of an 8-bit code."""
@@ -67,14 +71,16 @@ def l1_statistics(q: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, int]:
 
 
 def l1_reciprocal(spread: Tensor, n: int) -> Tensor:
-    """floor(2^P n 2^14 / (c A)), P = RECIPROCAL_BITS + ceil(log2 n), with A at least n^2 / 2^7; int64.
+    """floor((n << P + 14 - k) / (c A >> k)) ~ 2^P n / (c A), k = ceil(log2 n), P = RECIPROCAL_BITS + k; int64.
 
-    One integer division for each statistic. The floor on A plays eps: a channel whose mean deviation is below 2^-7 of a
-    step (only a constant one is) is divided by that.
+    One integer division for each statistic, 55 bits by 63. The floor of n^2 / 2^7 under A plays eps: only a channel whose
+    mean deviation is below 2^-7 of a step, a constant one, is divided by that. ValueError for n > MAX_COUNT.
     """
-    least = max(n * n >> 7, 1)
-    p = RECIPROCAL_BITS + (n - 1).bit_length()
-    return (n << (p + L1_FACTOR_BITS)) // (L1_FACTOR_FIXED * spread.clamp(min=least))
+    if n > MAX_COUNT:
+        raise ValueError(f"an integer statistic covers at most {MAX_COUNT} elements, not {n}: c A must fit 63 bits")
+    k = (n - 1).bit_length()
+    divisor = (L1_FACTOR_FIXED * spread.clamp(min=max(n * n >> 7, 1))) >> k
+    return (n << (RECIPROCAL_BITS + L1_FACTOR_BITS)) // divisor
 
 
 def l1_normalize(q: Tensor, dims: list[int], fmt: IntFormat, fraction: int) -> Tensor:
