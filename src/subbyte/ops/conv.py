@@ -108,7 +108,7 @@ def _grad_weight_fake(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, siz
 def scaled_conv2d_grad_weight(
     a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups
 ):
-    """dw = float32(acc) * scale, acc = sum_n conv(x_n, g_n). a = g, b = x, size = w's shape; no shifts: all outer."""
+    """dw = float32(acc) * scale, acc = sum_n conv(x_n, g_n) << E_a + E_b. a = g, b = x, size = w's shape."""
     unit = _unit(a_b, a_s, a_e, b_b, b_s, b_e) * a.shape[2] * a.shape[3]
     dtype, limit = _dtype(unit, a.shape[0], a.device, splittable=True)
     g, x = exact.shifted(a, a_sh, a_e, dtype), exact.shifted(b, b_sh, b_e, dtype)
@@ -172,16 +172,18 @@ def conv2d_grad_input(g: QTensor, w: QTensor, size: torch.Size, params: ConvPara
     inner = w.shape[0] // params.groups
     _require_constant(g, 1, inner, "gradient")
     _require_constant(w, 0, inner, "weight")
-    by_output, by_input = w.scale.amax(1, keepdim=True), w.scale.amax(0, keepdim=True)
-    outer = (
-        by_input.repeat(1, params.groups, 1, 1) if w.scale.shape[1] != 1 else _widen(by_output.transpose(0, 1), size[1])
-    )
+    outer = w.scale  # channel group C/groups + j of x is weight element (group's only or any o, j)
+    if outer.numel() != 1:
+        outer = outer.expand(params.groups, w.shape[1], 1, 1).reshape(1, size[1], 1, 1)
     scale = _widen(g.scale, size[1]) * outer
     return scaled_conv2d_grad_input(*_pair(g, w), _times(scale, g, w), list(size), *params.flat())
 
 
 def conv2d_grad_weight(g: QTensor, x: QTensor, size: torch.Size, params: ConvParams) -> Tensor:
-    """dw (O, C/groups, R, S) of conv2d, float32. It reduces over N, P, Q: channels are outer, their shifts as well."""
+    """dw (O, C/groups, R, S) of conv2d, float32. It reduces over N, P, Q: channels are outer, their shifts as well.
+
+    A shift along the samples (ShiftQuant with axis 0) stays inside the sum.
+    """
     _check_gradient(g.shape, x.shape, size, params)
     g, x = g.fold_shift(0), x.fold_shift(0)
     _require_constant(g, 0, g.shape[0], "gradient")
@@ -190,7 +192,7 @@ def conv2d_grad_weight(g: QTensor, x: QTensor, size: torch.Size, params: ConvPar
     if x.scale.shape[1] != 1:  # channel group(o) C/groups + j of x is weight element (o, j)
         by_group = x.scale.view(params.groups, size[1], 1, 1).repeat_interleave(size[0] // params.groups, 0)
     scale = g.scale.transpose(0, 1) * by_group
-    return scaled_conv2d_grad_weight(*_pair(g, x), scale, list(size), *params.flat())
+    return scaled_conv2d_grad_weight(*_pair(g, x), _times(scale, g, x), list(size), *params.flat())
 
 
 def _pair(a: QTensor, b: QTensor) -> tuple:
