@@ -154,7 +154,7 @@ def shift_right_stochastic(v: Tensor, n: int, r16: Tensor) -> Tensor:
     r16 (uniform in 0..65535) lends its n highest bits: floor((v + r16 >> (16 - n)) / 2^n).
     """
     if n <= FRACTION_BITS:
-        return (v + (r16.to(v.dtype) >> (FRACTION_BITS - n))) >> n
+        return (v + (r16 >> (FRACTION_BITS - n)).to(v.dtype)) >> n
     return ((v >> (n - FRACTION_BITS)) + r16.to(v.dtype)) >> FRACTION_BITS
 
 
