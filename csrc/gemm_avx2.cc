@@ -1,0 +1,31 @@
+// Integer products for AVX2: int16 words, vpmaddwd, which never saturates. The bodies are in gemm_kernels.inc.
+#include "cpu_features.h"
+#include "gemm_kernels.h"
+
+#if SB_X86
+#include <immintrin.h>
+
+SB_TARGET_BEGIN_AVX2
+namespace sb::avx2 {
+namespace {
+#define SB_W 8
+#define SB_PER_WORD 2
+#define SB_MR1 8
+#define SB_MR2 6
+#include "simd.inc"
+#include "gemm_kernels.inc"
+}  // namespace
+}  // namespace sb::avx2
+SB_TARGET_END
+
+namespace sb::avx2 {
+static constexpr ProductKernels kernels = product_kernels();
+static const Register gemm{"gemm", Isa::avx2, "gemm_s16s16s32_6x16_avx2", &kernels};
+static const Register conv{"conv2d", Isa::avx2, "conv2d_s16s16s32_6x16_avx2", &kernels};
+static const Register grad_input{"conv2d_grad_input", Isa::avx2, "conv2d_grad_input_s16s16s32_6x16_avx2", &kernels};
+static const Register grad_weight{"conv2d_grad_weight", Isa::avx2, "conv2d_grad_weight_s16s16s32_6x16_avx2", &kernels};
+static const Register planes{"conv2d_planes", Isa::avx2, "conv2d_planes_s32_avx2", &kernels};
+static const Register planes_input{"conv2d_planes_grad_input", Isa::avx2, "conv2d_planes_grad_input_s32_avx2", &kernels};
+static const Register planes_weight{"conv2d_planes_grad_weight", Isa::avx2, "conv2d_planes_grad_weight_s32_avx2", &kernels};
+}  // namespace sb::avx2
+#endif

@@ -1,0 +1,77 @@
+// What an ISA brings to every product, matrix or convolution: one tile of multiply-accumulates, and the passes around it.
+//
+// Codes are packed into 32-bit WORDS of consecutive reduced elements: 4 bytes for u8 x s8 instructions, 2 int16 elsewhere.
+// The left operand's words are broadcast one by one, the right operand's are read as vectors of W columns:
+//     c[i, j] = init[j] + sum over segments, steps of dot(word of a at row i, word of b at column j)      modulo 2^32
+// A matrix product is one segment; a convolution has one for each tap; its weight gradient one for each row of pixels.
+// What is not here: which tiles there are (gemm.cc, conv_*.cc) and how a reduction is cut (gemm_plan.h).
+#pragma once
+
+#include "subbyte.h"
+
+namespace sb {
+
+// Both operands of u8 x s8 are kept at an offset where their codes ask for it: a = a_u8 - 128, b = b_s8 + 128.
+constexpr i32 kOffset = 128;
+
+constexpr int kMaxRows = 16;    // MR of the tallest tile
+constexpr int kMaxVectors = 2;  // NR of the widest tile, in vectors
+constexpr int kMaxLanes = 16;   // W of the widest vector
+
+struct Tile {
+    i32* c;  // row i at c + (i / 4) * c_group + (i % 4) * c_row: rows of pixels that are 4 wide need no more
+    i64 c_row, c_group;
+    const i32* init;   // one for each column
+    bool accumulate;   // also add what c holds
+    const u8* a;       // word (row i, step k) at a + a_off[segment] + (i / 4) * a_group + (i % 4) * a_row + k * a_step,
+    i64 a_row, a_group, a_step;  // in bytes: a word may start at any element
+    const i32* b;      // vector (step k, column j) at b + b_off[segment] + k * b_step + j, in words
+    i64 b_step;
+    const i64* a_off;
+    const i64* b_off;
+    i64 segments, steps;
+};
+using TileFn = void (*)(const Tile&);
+
+// An operand as a packing pass reads it: element (j, k) is data[j * outer + k * inner], k reduced.
+struct Codes {
+    const u8* data;
+    i64 outer, inner;
+    i64 first, last;    // the k that exist; any other is code 0, and its address is never read
+    bool is_signed;
+    u8 flip;            // 0x80 where bytes are kept at an offset: x ^ 0x80 is x + 128 of s8 and x - 128 of u8
+    const u8* factor;   // 2^shift for each position of the reduction, or null
+    const i32* order;   // position -> k, or -1 for code 0; null for the identity
+};
+
+// out[i, j] = float32(acc[i, j]) * (row_scale[i] * col_scale[j]), then + bias[j]
+struct Finish {
+    const void* acc;  // int32, or int64 when wide; rows are acc_row apart and padded to whole vectors
+    bool wide;
+    i64 acc_row, rows, cols;
+    const float* row_scale;  // or null
+    const float* col_scale;  // padded to whole vectors, as is bias
+    const float* bias;       // or null
+    float* out;
+    i64 out_row, out_col;  // one of them is 1
+};
+
+struct ProductKernels {
+    int rows[kMaxVectors];  // MR of the tile that is 1 vector wide, and of the one that is 2 wide
+    int lanes;              // W
+    int per_word;           // reduced elements in a word
+    TileFn tile[kMaxVectors][kMaxRows];  // [vectors - 1][rows - 1]
+    // words [j][position / per_word], rows of words ld apart
+    void (*encode_rows)(const Codes&, i64 n, i64 words, void* dst, i64 ld);
+    // words [position / per_word][j], rows of words ld apart; columns up to a multiple of W may be written
+    void (*encode_columns)(const Codes&, i64 n, i64 words, i32* dst, i64 ld);
+    // acc = ((first ? 0 : acc) + tile) << shift for n sums: Horner's step
+    void (*combine)(void* acc, bool wide, const i32* tile, i64 n, bool first, int shift);
+    void (*finish)(const Finish&);
+    // acc[j] += w * x[j * step];  and  sum of g[j] * x[j * step]: what depthwise convolutions are made of
+    void (*axpy)(i32* acc, const i32* x, i64 step, i32 w, i64 n);
+    i64 (*dot)(const i32* g, const i32* x, i64 step, i64 n);
+    bool offsets() const { return per_word == 4; }
+};
+
+}  // namespace sb

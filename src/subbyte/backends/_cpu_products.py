@@ -1,0 +1,105 @@
+"""Matrix products and convolutions on the C++ kernels (csrc/gemm*, csrc/conv*): what they take, and how it is passed.
+
+A call is one array of 64-bit integers (an address is one too), in the order of the C++ struct that its kernel reads.
+Sums beyond int32 are added in int64 there; only what the references refuse as well (OverflowError) is not covered.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from ..numerics import IntFormat, accumulator_bits, product_bound
+from ._cpu_call import call
+from ._native import INT, POINTER, function
+
+MAX_LEADING = 8
+"""Leading dimensions of a batched product (GemmCall in csrc/gemm.cc)."""
+
+_gemm = function("sb_gemm", POINTER, INT)
+
+
+def _codes_ok(*tensors: Tensor) -> bool:
+    return all(t.device.type == "cpu" and t.dtype in (torch.int8, torch.uint8) for t in tensors)
+
+
+def _floats_ok(*tensors: Tensor | None) -> bool:
+    return all(t is None or (t.device.type == "cpu" and t.dtype == torch.float32) for t in tensors)
+
+
+def _array(values: list[int]) -> ctypes.Array:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _along(shift: Tensor | None, axis: int, length: int) -> Tensor | None:
+    """The exponents along `axis`, one for each index, dense. ValueError where they differ along another axis."""
+    if shift is None:
+        return None
+    if shift.numel() != shift.shape[axis] or shift.dtype != torch.uint8 or shift.device.type != "cpu":
+        raise ValueError
+    return shift.reshape(-1).expand(length).contiguous()
+
+
+def _sum_is(bits_a, signed_a, max_a, bits_b, signed_b, max_b, length: int) -> str:
+    """"int32", "int64", or "too wide" for what the references refuse."""
+    a, b = IntFormat(bits_a, signed_a), IntFormat(bits_b, signed_b)
+    if accumulator_bits(a, b, length, max_a + max_b) <= 32:
+        return "int32"
+    unit = product_bound(a.qmax, b.qmax, 1, max_a + max_b)
+    return "too wide" if unit > 1 << 53 or unit * length >= 1 << 63 else "int64"
+
+
+def _product(op: str, a, ea, a_bits, a_signed, a_max, b, eb, b_bits, b_signed, b_max, scales, bias) -> Tensor:
+    """int_matmul where scales is None, else scaled_matmul."""
+    lead, (m, k), n = a.shape[:-2], a.shape[-2:], b.shape[-1]
+    if not _codes_ok(a, b) or len(lead) > MAX_LEADING:
+        return NotImplemented
+    width = _sum_is(a_bits, a_signed, a_max, b_bits, b_signed, b_max, k)
+    try:
+        ea, eb = _along(ea, -1, k), _along(eb, -2, k)
+    except ValueError:
+        return NotImplemented
+    if width == "too wide":
+        return NotImplemented
+    out = a.new_empty((*lead, m, n), dtype=torch.float32 if scales else getattr(torch, width))
+    scale_part = [0] * 5
+    steps = [a.stride()[:-2], b.stride()[:-2], (0,) * len(lead), (0,) * len(lead)]
+    if scales:
+        if not _floats_ok(*scales) or (bias is not None and not bias.dtype.is_floating_point):
+            return NotImplemented
+        sa, sb = scales[0].expand(*lead, m, 1), scales[1].expand(*lead, 1, n)
+        bias = None if bias is None else bias.to(torch.float32).contiguous()
+        scale_part = [sa.data_ptr(), sa.stride(-2), sb.data_ptr(), sb.stride(-1), _address(bias)]
+        steps[2:] = [sa.stride()[:-2], sb.stride()[:-2]]
+    fields = _array(
+        [
+            *(a.data_ptr(), a.stride(-2), a.stride(-1), _address(ea), a_bits, a_signed, a_max),
+            *(b.data_ptr(), b.stride(-1), b.stride(-2), _address(eb), b_bits, b_signed, b_max),
+            *(m, n, k, width == "int64", out.data_ptr(), scales is not None, *scale_part, len(lead)),
+            *(*lead, *[0] * (MAX_LEADING - len(lead))),
+            *(step for dimension in zip(*steps, strict=True) for step in dimension),
+            *[0] * (4 * (MAX_LEADING - len(lead))),
+        ]
+    )
+    return out if call(op, _gemm, ctypes.addressof(fields)) else NotImplemented
+
+
+def int_matmul(a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift) -> Tensor:
+    operands = (a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift)
+    return _product("int_matmul", *operands, None, None)
+
+
+def scaled_matmul(
+    a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift, a_scale, b_scale, bias
+) -> Tensor:
+    operands = (a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift)
+    return _product("scaled_matmul", *operands, (a_scale, b_scale), bias)
+
+
+OPS = (int_matmul, scaled_matmul)
