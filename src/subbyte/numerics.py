@@ -11,7 +11,6 @@ What is not here: tensors with a scale (qtensor.py), how a scale is chosen (quan
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -238,17 +237,3 @@ def accumulator_bits(a: IntFormat, b: IntFormat, k: int, shift: int = 0) -> int:
     27
     """
     return product_bound(a.qmax, b.qmax, k, shift).bit_length() + 1
-
-
-def exact_chunk(a: IntFormat, b: IntFormat, shift: int, limit: int) -> int:
-    """The longest reduction whose sums stay <= limit (2^31 - 1 for int32, 2^24 or 2^53 for exact float sums)."""
-    chunk = limit // product_bound(a.qmax, b.qmax, 1, shift)
-    if chunk < 1:
-        raise ValueError(f"one product of {a} and {b} shifted by {shift} is above {limit}: use fewer groups")
-    return chunk
-
-
-def chunks(k: int, size: int) -> Iterator[slice]:
-    """Slices of at most `size` that cover range(k): how a reduction beyond a bound is cut; the parts add in int64."""
-    for start in range(0, k, size):
-        yield slice(start, min(start + size, k))
