@@ -1,0 +1,42 @@
+// Quantized normalization (ops/norm.py): integer sums of codes and two element-wise passes. What an ISA file provides.
+#pragma once
+
+#include "broadcast.h"
+#include "subbyte.h"
+
+namespace sb {
+
+// Passes over elements, in memory order. Each float operation rounds by itself, left to right.
+struct NormPassKernels {
+    // k = round(to_fixed(float(count q - total) * factor)),  y = float(k gamma) * scale + beta
+    void (*apply_signed)(
+        const i8* q, Lane<i32> total, Lane<float> factor, Lane<i32> gamma, Lane<float> scale, Lane<float> beta, i32 count,
+        float high, i64 n, float* y, i8* k);
+    void (*apply_unsigned)(
+        const u8* q, Lane<i32> total, Lane<float> factor, Lane<i32> gamma, Lane<float> scale, Lane<float> beta, i32 count,
+        float high, i64 n, float* y, i8* k);
+    // dx = a * (float(gamma g) - (u + v * (s - t))),  s = sign(k), or k for L2
+    void (*grad_apply)(
+        const i8* g, const i8* k, Lane<i32> gamma, Lane<float> a, Lane<float> u, Lane<float> v, Lane<float> t, bool l2, i64 n,
+        float* dx);
+};
+
+// Sums over the rows of a dense (rows, columns) matrix of codes, added to what stands in the arrays of `columns` numbers.
+// Codes are bytes; those of an unsigned format are moved by 128 into signed ones: code = byte ^ flip, flip 0 or 128.
+constexpr i64 kMaxRows = 1 << 16;  // rows in one call: sums of products of two codes stay in 32 bits
+
+struct NormSumKernels {
+    // sum, least and greatest
+    void (*moments)(const u8* q, u8 flip, i64 rows, i64 columns, i32* sum, i16* least, i16* greatest);
+    // sum and count of the codes above a threshold: sum |n q - S| = 2 (n sum - S count), since all n q - S add to 0
+    void (*above)(const u8* q, u8 flip, i64 rows, i64 columns, const i16* threshold, i32* sum, i32* count);
+    // sum of squares
+    void (*squares)(const u8* q, u8 flip, i64 rows, i64 columns, i64* sum);
+    // sum g, sum g k, sum sign(k)
+    void (*grad)(const i8* g, const i8* k, i64 rows, i64 columns, i32* sum_g, i64* sum_gk, i32* sum_sign);
+    // of one row: sum gamma g, sum gamma g k, sum sign(k), added to three numbers
+    void (*grad_row)(const i8* g, const i8* k, const i16* gamma, i64 n, i64* sums);
+};
+static_assert(kMaxRows * 128 * 128 <= INT32_MAX, "the bound of `grad` and `squares`");
+
+}  // namespace sb

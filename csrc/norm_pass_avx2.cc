@@ -1,0 +1,23 @@
+// norm_pass for AVX2. The body is norm_pass.inc.
+#include "norm.h"
+#include "cpu_features.h"
+
+#if SB_X86
+#include <immintrin.h>
+
+SB_TARGET_BEGIN_AVX2
+namespace sb::avx2 {
+namespace {
+#define SB_W 8
+#include "simd.inc"
+#include "norm_pass.inc"
+}  // namespace
+}  // namespace sb::avx2
+SB_TARGET_END
+
+namespace sb::avx2 {
+static const NormPassKernels kernels{apply_signed, apply_unsigned, grad_apply};
+static const Register registered_norm_apply{"norm_apply", Isa::avx2, "norm_apply_avx2", &kernels};
+static const Register registered_norm_grad_apply{"norm_grad_apply", Isa::avx2, "norm_grad_apply_avx2", &kernels};
+}  // namespace sb::avx2
+#endif

@@ -1,0 +1,266 @@
+// sb_norm_stats and sb_norm_grad_stats: the exact integer sums of quantized normalization, for any dense layout.
+//
+// A statistic belongs to a channel of an (outer, channels, inner) tensor. How codes reach the kernels, which sum the
+// columns of matrices:
+//   COLUMNS  short runs (channels_last): the tensor is a matrix with a column for each of channels * inner; narrow ones
+//            take several rows at a time, so that strips of lanes fill
+//   RUNS     long runs (NCHW): a run is a matrix of kRunLanes columns, which all belong to its channel
+//   ROWS     outer = 1 (layer norm): as RUNS, but a channel is finished in one visit, while it lies in the cache
+// Each worker adds to numbers of its own; integers do not mind the order in which those are merged.
+#include <numeric>
+#include <vector>
+
+#include "cpu_features.h"
+#include "norm.h"
+#include "parallel.h"
+
+namespace sb {
+namespace {
+
+Op<NormSumKernels> stats_op{"norm_stats"}, grad_op{"norm_grad_stats"};
+
+constexpr i64 kBlock = 1 << 15;  // codes in a task
+constexpr i64 kGrain = 1 << 14;  // codes that are worth a second thread
+constexpr i64 kRunLanes = 32;    // columns of a strip in the widest ISA
+constexpr i64 kMaxSlots = 4096;  // columns beyond which a short tail of a strip does not matter
+static_assert(kBlock <= kMaxRows, "a task stays within a call's bound");
+
+i64 floor_div(i64 a, i64 b) { return a / b - (a % b < 0); }
+
+struct Shape {
+    i64 outer, channels, inner;
+
+    i64 size() const { return outer * channels * inner; }
+    i64 count() const { return outer * inner; }
+    bool rows() const { return outer == 1; }
+};
+
+// Slots: where the kernels' sums stand. Several of them make one channel.
+class Slots {
+public:
+    explicit Slots(const Shape& shape) : shape_(shape), columns_(shape.inner < kRunLanes) {
+        period_ = shape.channels * shape.inner;
+        const i64 strips = kRunLanes / std::gcd(period_, kRunLanes);  // repeats that end on a whole strip
+        repeat_ = period_ * strips <= kMaxSlots ? std::min(strips, shape.outer) : 1;
+        count_ = columns_ ? period_ * repeat_ : shape.channels * kRunLanes;
+    }
+    i64 count() const { return count_; }
+    i64 tasks() const { return ceil_div(shape_.size(), per_task()); }
+
+    // matrix(at, rows, columns, slot) for the matrices that cover the codes of a task
+    template <class Matrix>
+    void visit(i64 task, const Matrix& matrix) const {
+        const i64 begin = task * per_task(), end = std::min(begin + per_task(), shape_.size());
+        if (columns_) {
+            const i64 rows = (end - begin) / count_, rest = (end - begin) % count_;
+            if (rows) matrix(begin, rows, count_, 0);
+            if (rest) matrix(end - rest, i64{1}, rest, 0);
+            return;
+        }
+        for (i64 at = begin; at < end;) {
+            const i64 run = at / shape_.inner, stop = std::min(end, (run + 1) * shape_.inner);
+            visit_run(at, stop - at, run % shape_.channels * kRunLanes, matrix);
+            at = stop;
+        }
+    }
+
+    template <class Matrix>
+    static void visit_run(i64 at, i64 n, i64 slot, const Matrix& matrix) {
+        const i64 rows = n / kRunLanes, rest = n % kRunLanes;
+        if (rows) matrix(at, rows, kRunLanes, slot);
+        if (rest) matrix(at + rows * kRunLanes, i64{1}, rest, slot);
+    }
+
+    // slot(i) for every slot of channel c
+    template <class Slot>
+    void of_channel(i64 c, const Slot& slot) const {
+        if (!columns_)
+            for (i64 i = 0; i < kRunLanes; ++i) slot(c * kRunLanes + i);
+        else
+            for (i64 k = 0; k < repeat_; ++k)
+                for (i64 i = 0; i < shape_.inner; ++i) slot(k * period_ + c * shape_.inner + i);
+    }
+
+private:
+    i64 per_task() const { return columns_ ? std::max<i64>(1, kBlock / count_) * count_ : kBlock; }
+
+    Shape shape_;
+    bool columns_;
+    i64 period_, repeat_, count_;
+};
+
+// An array for each worker, on cache lines of its own.
+template <class T>
+class PerWorker {
+public:
+    PerWorker(i64 n, int workers, T first) : stride_(round_up<i64>(n, 64)), values_(static_cast<size_t>(stride_ * workers), first) {}
+    T* of(int worker) { return &values_[static_cast<size_t>(worker * stride_)]; }
+
+private:
+    i64 stride_;
+    std::vector<T> values_;
+};
+
+// What a channel's statistics are made of, of codes moved by `flip`.
+struct Moments {
+    i64 sum = 0, squares = 0, sum_above = 0, count_above = 0;
+    i64 least = INT16_MAX, greatest = INT16_MIN;
+
+    void write(i64 n, u8 flip, bool l2, i64* total, i64* spread, i64* top) const {
+        *total = sum + n * flip;
+        *spread = l2 ? n * squares - sum * sum : 2 * (n * sum_above - sum * count_above);
+        *top = std::max(n * greatest - sum, sum - n * least);
+    }
+};
+
+Moments of_row(const NormSumKernels& kernel, const u8* q, u8 flip, i64 n, bool l2) {
+    i32 sum[kRunLanes] = {}, sum_above[kRunLanes] = {}, count_above[kRunLanes] = {};
+    i64 squares[kRunLanes] = {};
+    i16 least[kRunLanes], greatest[kRunLanes], threshold[kRunLanes];
+    std::fill(least, least + kRunLanes, INT16_MAX);
+    std::fill(greatest, greatest + kRunLanes, INT16_MIN);
+    const auto in_calls = [&](const auto& matrix) {  // kMaxRows rows at a time
+        for (i64 at = 0; at < n; at += kMaxRows * kRunLanes) Slots::visit_run(at, std::min(n - at, kMaxRows * kRunLanes), 0, matrix);
+    };
+    in_calls([&](i64 at, i64 rows, i64 columns, i64) { kernel.moments(q + at, flip, rows, columns, sum, least, greatest); });
+    Moments m;
+    for (i64 i = 0; i < kRunLanes; ++i) {
+        m.sum += sum[i];
+        m.least = std::min<i64>(m.least, least[i]);
+        m.greatest = std::max<i64>(m.greatest, greatest[i]);
+    }
+    std::fill(threshold, threshold + kRunLanes, static_cast<i16>(floor_div(m.sum, n)));
+    in_calls([&](i64 at, i64 rows, i64 columns, i64) {
+        if (l2)
+            kernel.squares(q + at, flip, rows, columns, squares);
+        else
+            kernel.above(q + at, flip, rows, columns, threshold, sum_above, count_above);
+    });
+    for (i64 i = 0; i < kRunLanes; ++i) m.squares += squares[i], m.sum_above += sum_above[i], m.count_above += count_above[i];
+    return m;
+}
+
+void stats_by_slots(
+    const NormSumKernels& kernel, const u8* q, u8 flip, const Shape& shape, bool l2, int workers, i64* total, i64* spread, i64* top) {
+    const Slots slots(shape);
+    const i64 n = slots.count();
+    PerWorker<i32> sums(n, workers, 0), sums_above(n, workers, 0), counts_above(n, workers, 0);
+    PerWorker<i16> leasts(n, workers, INT16_MAX), greatests(n, workers, INT16_MIN);
+    PerWorker<i64> squares(l2 ? n : 0, workers, 0);
+    parallel(workers, slots.tasks(), [&](i64 task, int w) {
+        slots.visit(task, [&](i64 at, i64 rows, i64 columns, i64 s) {
+            kernel.moments(q + at, flip, rows, columns, sums.of(w) + s, leasts.of(w) + s, greatests.of(w) + s);
+        });
+    });
+    std::vector<Moments> moments(static_cast<size_t>(shape.channels));
+    std::vector<i16> thresholds(static_cast<size_t>(n));
+    for (i64 c = 0; c < shape.channels; ++c) {
+        Moments& m = moments[static_cast<size_t>(c)];
+        for (int w = 0; w < workers; ++w)
+            slots.of_channel(c, [&](i64 s) {
+                m.sum += sums.of(w)[s];
+                m.least = std::min<i64>(m.least, leasts.of(w)[s]);
+                m.greatest = std::max<i64>(m.greatest, greatests.of(w)[s]);
+            });
+        const auto threshold = static_cast<i16>(floor_div(m.sum, shape.count()));
+        slots.of_channel(c, [&](i64 s) { thresholds[static_cast<size_t>(s)] = threshold; });
+    }
+    parallel(workers, slots.tasks(), [&](i64 task, int w) {
+        slots.visit(task, [&](i64 at, i64 rows, i64 columns, i64 s) {
+            if (l2)
+                kernel.squares(q + at, flip, rows, columns, squares.of(w) + s);
+            else
+                kernel.above(q + at, flip, rows, columns, &thresholds[s], sums_above.of(w) + s, counts_above.of(w) + s);
+        });
+    });
+    for (i64 c = 0; c < shape.channels; ++c) {
+        Moments& m = moments[static_cast<size_t>(c)];
+        for (int w = 0; w < workers; ++w)
+            slots.of_channel(c, [&](i64 s) {
+                if (l2) m.squares += squares.of(w)[s];
+                m.sum_above += sums_above.of(w)[s];
+                m.count_above += counts_above.of(w)[s];
+            });
+        m.write(shape.count(), flip, l2, total + c, spread + c, top + c);
+    }
+}
+
+}  // namespace
+}  // namespace sb
+
+// q: outer * channels * inner codes, at least one -> (S, A, M) of each channel.
+SB_EXPORT const char* sb_norm_stats(
+    const sb::u8* q, int is_signed, sb::i64 outer, sb::i64 channels, sb::i64 inner, int l2, sb::i64* total, sb::i64* spread,
+    sb::i64* top, int threads) {
+    using namespace sb;
+    const auto kernel = stats_op.best();
+    const Shape shape{outer, channels, inner};
+    const u8 flip = is_signed ? 0 : 128;
+    const int workers = useful_threads(threads, shape.size(), kGrain);
+    if (shape.rows()) {
+        const i64 group = ceil_div(kBlock, inner);
+        parallel(workers, ceil_div(channels, group), [&](i64 task, int) {
+            for (i64 c = task * group; c < std::min((task + 1) * group, channels); ++c)
+                of_row(*kernel.table, q + c * inner, flip, inner, l2).write(inner, flip, l2, total + c, spread + c, top + c);
+        });
+    } else {
+        stats_by_slots(*kernel.table, q, flip, shape, l2, workers, total, spread, top);
+    }
+    return kernel.name;
+}
+
+// g, k: outer * channels * inner codes -> sums for each channel, of which gamma has one value (or one for all).
+SB_EXPORT const char* sb_norm_grad_stats(
+    const sb::i8* g, const sb::i8* k, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::i8* gamma,
+    sb::i64 gamma_channels, sb::i64* sum_h, sb::i64* sum_hk, sb::i64* sum_sign, sb::i64* sum_g, sb::i64* sum_gk, int threads) {
+    using namespace sb;
+    const auto kernel = grad_op.best();
+    const Shape shape{outer, channels, inner};
+    const Slots slots(shape);
+    const int workers = useful_threads(threads, shape.size(), kGrain);
+    PerWorker<i32> gs(slots.count(), workers, 0), signs(slots.count(), workers, 0);
+    PerWorker<i64> gks(slots.count(), workers, 0);
+    parallel(workers, slots.tasks(), [&](i64 task, int w) {
+        slots.visit(task, [&](i64 at, i64 rows, i64 columns, i64 s) {
+            kernel.table->grad(g + at, k + at, rows, columns, gs.of(w) + s, gks.of(w) + s, signs.of(w) + s);
+        });
+    });
+    for (i64 c = 0; c < channels; ++c) {
+        i64 total = 0, product = 0, sign = 0;
+        for (int w = 0; w < workers; ++w)
+            slots.of_channel(c, [&](i64 s) { total += gs.of(w)[s], product += gks.of(w)[s], sign += signs.of(w)[s]; });
+        const i64 by = gamma[gamma_channels == 1 ? 0 : c];
+        sum_h[c] = by * total, sum_hk[c] = by * product, sum_sign[c] = sign;
+        sum_g[c] = total, sum_gk[c] = product;
+    }
+    return kernel.name;
+}
+
+// The same where statistics belong to rows and gamma to columns (layer norm): g, k (rows, columns).
+SB_EXPORT const char* sb_norm_grad_stats_rows(
+    const sb::i8* g, const sb::i8* k, sb::i64 rows, sb::i64 columns, const sb::i8* gamma, sb::i64 gamma_channels,
+    sb::i64* sum_h, sb::i64* sum_hk, sb::i64* sum_sign, sb::i64* sum_g, sb::i64* sum_gk, int threads) {
+    using namespace sb;
+    const auto kernel = grad_op.best();
+    const i64 group = std::min(ceil_div(kBlock, columns), kMaxRows);
+    const int workers = useful_threads(threads, rows * columns, kGrain);
+    std::vector<i16> gammas(static_cast<size_t>(columns));
+    for (i64 c = 0; c < columns; ++c) gammas[static_cast<size_t>(c)] = gamma[gamma_channels == 1 ? 0 : c];
+    PerWorker<i32> gs(columns, workers, 0), signs(columns, workers, 0);
+    PerWorker<i64> gks(columns, workers, 0);
+    parallel(workers, ceil_div(rows, group), [&](i64 task, int w) {
+        const i64 begin = task * group, end = std::min(begin + group, rows);
+        kernel.table->grad(
+            g + begin * columns, k + begin * columns, end - begin, columns, gs.of(w), gks.of(w), signs.of(w));
+        for (i64 r = begin; r < end; ++r) {
+            i64 sums[3] = {};
+            kernel.table->grad_row(g + r * columns, k + r * columns, gammas.data(), columns, sums);
+            sum_h[r] = sums[0], sum_hk[r] = sums[1], sum_sign[r] = sums[2];
+        }
+    });
+    for (i64 c = 0; c < columns; ++c) {
+        sum_g[c] = sum_gk[c] = 0;
+        for (int w = 0; w < workers; ++w) sum_g[c] += gs.of(w)[c], sum_gk[c] += gks.of(w)[c];
+    }
+    return kernel.name;
+}
