@@ -29,7 +29,7 @@ ROUNDINGS = ("nearest", "stochastic")
 class Quantizer:
     """What every quantizer has: an integer format and a rounding. Subclasses say how the scale is chosen.
 
-    Raises ValueError for bits outside 2..8 or an unknown rounding.
+    Raises ValueError for bits outside 2..8, an unknown rounding, or a field of another type than declared.
     """
 
     bits: int = 8
@@ -43,6 +43,10 @@ class Quantizer:
 
     def __post_init__(self) -> None:
         IntFormat(self.bits, self.signed)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value).__name__.replace("NoneType", "None") not in str(field.type).split(" | "):
+                raise ValueError(f"{type(self).__name__} takes {field.type} as {field.name}, not {value!r}")
         if self.rounding not in ROUNDINGS:
             raise ValueError(
                 f"rounding is one of {', '.join(ROUNDINGS)}, not {self.rounding!r}{closest(self.rounding, ROUNDINGS)}"
@@ -106,7 +110,7 @@ class PerChannel(Quantizer):
     axis: int = 0
 
     def ranges(self, x: Tensor) -> tuple[Tensor, None, int]:
-        return ops.amax(x, self.axis), None, 0
+        return channel_ranges(x, self.axis), None, 0
 
     def details(self) -> str:
         return f"axis {self.axis}"
@@ -161,7 +165,7 @@ class ShiftQuant(Quantizer):
         return self.max_exponent if self.max_exponent is not None else 2 * (8 - self.bits)
 
     def ranges(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
-        r_k = ops.amax(x, self.axis)
+        r_k = channel_ranges(x, self.axis)
         r = r_k.amax(self.axis, keepdim=True) if r_k.numel() else r_k.new_zeros([1] * x.ndim)
         octave = octaves(r_k, r, self.max_shift)
         shift = (
@@ -194,7 +198,7 @@ class GroupOracle(Quantizer):
             raise ValueError(f"GroupOracle takes 1 group or more, not {self.groups}")
 
     def ranges(self, x: Tensor) -> tuple[Tensor, None, int]:
-        r_k = ops.amax(x, self.axis)
+        r_k = channel_ranges(x, self.axis)
         return oracle_ranges(r_k.flatten(), self.groups).view_as(r_k), None, 0
 
     def details(self) -> str:
@@ -202,6 +206,13 @@ class GroupOracle(Quantizer):
 
 
 # ------------------------------------------------------------------------------------------------ choosing groups
+
+
+def channel_ranges(x: Tensor, axis: int) -> Tensor:
+    """r_k = max |x| for each index k of an axis. ValueError if x has no such axis; a negative one names none."""
+    if not 0 <= axis < x.ndim:
+        raise ValueError(f"a range for each index of axis {axis} needs a tensor that has it, not {tuple(x.shape)}")
+    return ops.amax(x, axis)
 
 
 def octaves(r_k: Tensor, r: Tensor, top: int) -> Tensor:
@@ -308,7 +319,7 @@ def reject_unknown(given: Any, known: list[str], what: str) -> None:
             raise ValueError(f"{what} has no field {key!r}{closest(key, known)}; it has: {', '.join(known)}")
 
 
-def closest(word: str, known: Any) -> str:
+def closest(word: object, known: Any) -> str:
     """' (did you mean ...?)' or nothing."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    match = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
