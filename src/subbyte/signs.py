@@ -2,58 +2,89 @@
 
 The producer decides: behind a ReLU (or a sigmoid, or a pool or reshape of such) a code may be unsigned, which doubles
 the levels. The graph is torch.fx's; a model that cannot be traced keeps signed activations, and report() says why.
+A wrong "cannot be negative" would cut values off in silence, so everything here errs on the other side: functions and
+modules are known by identity and exact type, a hook makes a sign unknown, what is changed in place loses its sign, and
+an input counts only if it is nonnegative in train mode and in eval mode, with and without the defaults of forward.
+
+Not seen: calls that do not go through model.forward, and hooks that are registered afterwards.
 """
 
 from __future__ import annotations
 
+import builtins
+import inspect
 import operator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import nn
 
-_NONNEGATIVE_MODULES = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Softmax, nn.Hardsigmoid)
-_KEEPING_MODULES = (
+from .nn import QuantizedLayer
+
+_NONNEGATIVE_MODULES = {nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Softmax, nn.Hardsigmoid}
+_KEEPING_MODULES = {
     *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
     *(nn.AdaptiveMaxPool2d, nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d),
-)
-_NONNEGATIVE_CALLS = {"relu", "relu_", "relu6", "sigmoid", "softmax", "abs", "square", "hardsigmoid"}
-_KEEPING_CALLS = {
-    *(
-        "flatten",
-        "view",
-        "reshape",
-        "permute",
-        "transpose",
-        "contiguous",
-        "squeeze",
-        "unsqueeze",
-        "mean",
-        "to",
-        "clone",
-    ),
-    *(
-        "max_pool2d",
-        "avg_pool2d",
-        "adaptive_avg_pool2d",
-        "adaptive_max_pool2d",
-        "dropout",
-        "amax",
-        "chunk",
-        "getitem",
-        "pad",
-    ),
 }
-_COMBINING_CALLS = {"add", "add_", "iadd", "mul", "imul", "mul_", "cat", "maximum"}
-"""Not negative if every tensor that goes in is not."""
+_FRESH_MODULES = {
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm),
+    *(nn.MaxPool2d, nn.AvgPool2d),
+}
+"""Modules whose output shares no memory with their input (the others may)."""
+
+_NONNEGATIVE: set[Any] = {
+    *(torch.relu, torch.relu_, F.relu, F.relu6, torch.sigmoid, F.sigmoid, torch.softmax, F.softmax, F.hardsigmoid),
+    *(torch.abs, operator.abs, builtins.abs, torch.square),
+    *("relu", "relu_", "sigmoid", "softmax", "abs", "square"),
+}
+_POOLS: set[Any] = {
+    *(F.avg_pool1d, F.avg_pool2d, torch.avg_pool1d, F.max_pool1d, torch.max_pool1d, F.max_pool2d, torch.max_pool2d),
+    *(F.adaptive_avg_pool1d, torch.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
+}
+_KEEPING: set[Any] = {
+    *(torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.clone),
+    *(torch.mean, torch.amax, torch.chunk, torch.split, operator.getitem, F.dropout, F.dropout2d, *_POOLS),
+    *("flatten", "view", "reshape", "permute", "transpose", "contiguous", "squeeze", "unsqueeze", "mean", "to"),
+    *("clone", "amax", "chunk", "split"),
+}
+_SUMS: set[Any] = {
+    *(operator.add, operator.iadd, torch.add, operator.mul, operator.imul, torch.mul, torch.maximum),
+    *("add", "add_", "mul", "mul_", "maximum"),
+}
+"""Not negative if every tensor and every number that goes in is not."""
+
+_JOINS: set[Any] = {torch.cat, torch.concat}
+_IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul")
+_FRESH: set[Any] = {operator.add, torch.add, operator.mul, torch.mul, torch.cat, torch.concat, torch.relu, "add", "mul"}
+
+
+class _Proxy(torch.fx.Proxy):
+    """fx records x -= y as x = x - y, which loses that everything that shares memory with x changes too."""
+
+
+def _augmented(name: str) -> Callable:
+    def run(self: _Proxy, other: Any):
+        return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
+
+    return run
+
+
+for _name in _IN_PLACE:
+    setattr(_Proxy, f"__{_name}__", _augmented(_name))
 
 
 class _Tracer(torch.fx.Tracer):
-    """Looks through containers, stops at every layer of torch.nn and at anything with hooks of its own."""
+    """Looks through containers, stops at every layer of torch.nn and of this package."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not isinstance(m, (nn.Sequential, nn.ModuleList)) and m.__module__.startswith("torch.nn")
+        ours = isinstance(m, QuantizedLayer) or m.__module__.startswith("torch.nn")
+        return ours and not isinstance(m, (nn.Sequential, nn.ModuleList))
+
+    def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
+        return _Proxy(node, self)
 
 
 def nonnegative_inputs(model: nn.Module) -> tuple[set[str], str]:
@@ -61,39 +92,123 @@ def nonnegative_inputs(model: nn.Module) -> tuple[set[str], str]:
     if not list(model.children()):
         return set(), "a single module: its producer is not known"
     try:
-        graph = _Tracer().trace(model)
+        return set.intersection(*(_nonnegative_in(graph, model) for graph in _graphs(model))), ""
     except Exception as e:  # fx raises whatever the model's own code does with a Proxy
-        return (
-            set(),
-            f"torch.fx cannot trace the model ({type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else ''})",
-        )
+        said = str(e).splitlines()[0][:120] if str(e) else ""
+        return set(), f"torch.fx cannot trace the model ({type(e).__name__}: {said})"
+
+
+def _graphs(model: nn.Module) -> Iterator[torch.fx.Graph]:
+    """In both modes, with proxies for every argument and with the defaults of forward. The model is left as it was."""
+    before = [(m, dict(vars(m))) for m in model.modules()]  # a forward may store what it computes, here a Proxy
+    parameters = inspect.signature(model.forward).parameters.values()
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.kind not in variable}
+    with torch.random.fork_rng(devices=[]):
+        for training in (True, False):
+            for concrete in (None, defaults) if defaults else (None,):
+                try:
+                    for m, _ in before:
+                        m.training = training
+                    yield _Tracer().trace(model, concrete)
+                finally:
+                    for m, state in before:
+                        vars(m).clear()
+                        vars(m).update(state)
+
+
+def _nonnegative_in(graph: torch.fx.Graph, model: nn.Module) -> set[str]:
     modules = dict(model.named_modules())
-    nonnegative: dict[torch.fx.Node, bool] = {}
+    sign: dict[torch.fx.Node, bool] = {}
+    memory: dict[torch.fx.Node, set[torch.fx.Node]] = {}
     inputs: dict[str, bool] = {}
     for node in graph.nodes:
-        if node.op == "call_module" and node.args:
-            first = node.args[0]
-            known = isinstance(first, torch.fx.Node) and nonnegative.get(first, False)
-            inputs[node.target] = inputs.get(node.target, True) and known
-        nonnegative[node] = _is_nonnegative(node, modules, nonnegative)
-    return {name for name, good in inputs.items() if good}, ""
+        if node.op == "call_module":
+            name = str(node.target)
+            good = sign.get(_first(node), False) and not modules[name]._forward_pre_hooks
+            inputs[name] = inputs.get(name, True) and good
+        result = _is_nonnegative(node, modules, sign)
+        shared = set().union(*(memory[n] for n in node.all_input_nodes))
+        if not result and _may_mutate(node, modules):
+            for other in [n for n, m in memory.items() if m & shared]:
+                sign[other] = False
+        sign[node] = result
+        memory[node] = {node} if _is_fresh(node, modules) else {node} | shared
+    return {name for name, good in inputs.items() if good}
 
 
-def _is_nonnegative(node: torch.fx.Node, modules: dict[str, nn.Module], known: dict[torch.fx.Node, bool]) -> bool:
-    tensors = [known.get(n, False) for n in node.all_input_nodes]
+def _first(node: torch.fx.Node) -> Any:
+    """What takes part as the input: the first argument, or the one named input."""
+    return node.args[0] if node.args else node.kwargs.get("input")
+
+
+def _is_nonnegative(node: torch.fx.Node, modules: dict[str, nn.Module], sign: dict[torch.fx.Node, bool]) -> bool:
+    first = _first(node)
+    kept = isinstance(first, torch.fx.Node) and sign.get(first, False)
     if node.op == "call_module":
         module = modules[str(node.target)]
-        if module._forward_hooks or module._forward_pre_hooks:  # a hook may change the sign
+        if _hooked(module):  # a hook may change the sign
             return False
-        if isinstance(module, _NONNEGATIVE_MODULES):
+        if type(module) in _NONNEGATIVE_MODULES:
             return True
-        return isinstance(module, _KEEPING_MODULES) and all(tensors)
+        return type(module) in _KEEPING_MODULES and kept and not getattr(module, "divisor_override", None)
     if node.op not in ("call_function", "call_method"):
         return False
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if node.target in (F.dropout, F.max_pool2d, operator.getitem) or name in _KEEPING_CALLS:
-        return bool(tensors) and tensors[0]
-    if name in _COMBINING_CALLS:
-        positive = all(a >= 0 for a in node.args if isinstance(a, (int, float)))
-        return bool(tensors) and all(tensors) and positive
-    return name in _NONNEGATIVE_CALLS
+    if "out" in node.kwargs:
+        return False
+    if node.target in _NONNEGATIVE:
+        return True
+    if node.target in _KEEPING:
+        return kept and (node.target not in _POOLS or all(v >= 0 for v in _numbers(node)))
+    if node.target is F.pad:
+        value = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
+        return kept and (value is None or (isinstance(value, (int, float)) and value >= 0))
+    everything = bool(node.all_input_nodes) and all(sign.get(n, False) for n in node.all_input_nodes)
+    if node.target in _SUMS:
+        return everything and all(v >= 0 for v in _numbers(node))
+    return node.target in _JOINS and everything
+
+
+def _numbers(node: torch.fx.Node) -> list[float]:
+    """Every number among the arguments."""
+    found: list[float] = []
+
+    def look(value: Any) -> None:
+        if isinstance(value, (int, float)):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            for v in value:
+                look(v)
+
+    look([*node.args, *node.kwargs.values()])
+    return found
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _may_mutate(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Could this call change one of its inputs in place?"""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return bool(getattr(module, "inplace", False)) or _hooked(module)
+    if node.op == "call_method":
+        return str(node.target).endswith("_")
+    if node.op != "call_function":
+        return False
+    name = getattr(node.target, "__name__", "_")
+    foreign = hasattr(node.target, "__code__") and not str(node.target.__module__).startswith("torch")
+    flagged = any(v is True for v in (*node.args, *node.kwargs.values()))  # inplace=True, by place or by name
+    return name.endswith("_") or name in _IN_PLACE or foreign or flagged or "out" in node.kwargs
+
+
+def _is_fresh(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Does the result surely share no memory with an input?"""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        plain = type(module) in _FRESH_MODULES or (
+            type(module) in _NONNEGATIVE_MODULES and not getattr(module, "inplace", False)
+        )
+        return (plain or isinstance(module, QuantizedLayer)) and not _hooked(module)
+    return node.op in ("placeholder", "get_attr") or (node.target in _FRESH and "out" not in node.kwargs)
