@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..autograd import ConvProducts
@@ -25,14 +27,20 @@ class Conv2d(ProductLayer, nn.Conv2d, replaces=nn.Conv2d):
 
     def _pad(self, x: Tensor) -> tuple[Tensor, ConvParams]:
         """Pad here what an integer convolution cannot: other values than zeros, and uneven sides of padding "same"."""
-        left_w, right_w, left_h, right_h = self._reversed_padding_repeated_twice
-        padding = (left_h, left_w)
+        stride, dilation = _pair(self.stride), _pair(self.dilation)
         if self.padding_mode != "zeros":
-            x, padding = (
-                torch.nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode),
-                (0, 0),
-            )
-        elif (left_w, left_h) != (right_w, right_h):
-            x, padding = torch.nn.functional.pad(x, self._reversed_padding_repeated_twice), (0, 0)
-        (sh, sw), (dh, dw) = self.stride, self.dilation
-        return x, ConvParams((sh, sw), padding, (dh, dw), self.groups)
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
+        elif not isinstance(self.padding, str):
+            padding = _pair(self.padding)  # not what __init__ made of it: networks are given other paddings afterwards
+        elif self.padding == "valid":
+            padding = (0, 0)
+        else:
+            total = [d * (k - 1) for d, k in zip(dilation, self.kernel_size, strict=True)]
+            low = padding = (total[0] // 2, total[1] // 2)
+            if total[0] % 2 or total[1] % 2:
+                x, padding = F.pad(x, (low[1], total[1] - low[1], low[0], total[0] - low[0])), (0, 0)
+        return x, ConvParams(stride, padding, dilation, self.groups)
+
+
+def _pair(v: Any) -> tuple[int, int]:
+    return (v, v) if isinstance(v, int) else (v[0], v[1])
