@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from . import ops
+from .numerics import draw_stream
 from .observe import LayerRecord
 from .ops import ContractError, ConvParams
 from .qtensor import PackedQTensor, QTensor
@@ -139,8 +140,8 @@ def quantized(role: str, x: Tensor, quantizer: Quantizer | None, streams, which:
     """x through its quantizer, measured if the layer is observed; x itself where there is none."""
     if quantizer is None:
         return x
-    if quantizer.stochastic and streams is None:  # a layer in eval mode draws nothing
-        quantizer = quantizer.nearest()
+    if quantizer.stochastic and streams is None:  # a layer in eval mode: its forward has drawn nothing
+        streams = draw_stream(STREAMS, x.device)
     q = quantizer(x, streams[which] if quantizer.stochastic else None)
     record.measure(role, x, q, quantizer)
     return q
@@ -168,7 +169,7 @@ def channel_sum(g: Operand) -> Tensor:
     rest = [i for i in range(g.codes.ndim if isinstance(g, QTensor) else g.ndim) if i != 1]
     if not isinstance(g, QTensor):
         return g.sum(rest)
-    if any(g.varies_along(axis)[0] for axis in rest):  # a scale for each sample: a sum of floats, in a fixed order
+    if any(any(g.varies_along(axis)) for axis in rest):  # a scale for each sample: a sum of floats, in a fixed order
         return g.dequantize(torch.float64).sum(rest).float()
     g = g.fold_shift(0)
     scale = g.scale.flatten()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from . import numerics, ops
 from .autograd import Restorer, Saver
+from .numerics import draw_stream
 from .observe import LayerRecord
 from .ops import norm as norm_ops
 from .qtensor import QTensor
@@ -60,7 +61,8 @@ def denominator(spread: Tensor, eps: float, l2: bool) -> Tensor:
 class QuantizedNorm(torch.autograd.Function):
     """(x, gamma, beta) -> (y, mu, D): normalization by the statistics of x itself.
 
-    x any shape; gamma, beta broadcast to x, or None; stream int64 scalar for the gradient's rounding, or None.
+    x any shape; gamma, beta broadcast to x, or None; stream int64 scalar for the gradient's rounding, or None: then
+    backward draws one.
     mu and D (float64, one for each statistic) are for running statistics and carry no gradient.
     """
 
@@ -116,8 +118,8 @@ def _codes_of_gamma(gamma: Tensor | None, x: Tensor, scheme: NormScheme) -> QTen
 
 
 def _codes_of_gradient(g: Tensor, geo: Geometry, scheme: NormScheme, stream, record: LayerRecord) -> QTensor:
-    quantizer = scheme.quantizer("gradient", geo.gradient_axis, "nearest" if stream is None else "stochastic")
-    qg = quantizer(g, stream)
+    quantizer = scheme.quantizer("gradient", geo.gradient_axis, "stochastic")
+    qg = quantizer(g, draw_stream(1, g.device)[0] if stream is None else stream)  # a layer in eval mode: not drawn yet
     record.measure("gradient", g, qg, quantizer)
     return qg
 

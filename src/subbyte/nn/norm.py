@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..norm import BATCH_NORM_2D, LAYER_NORM, FrozenNorm, QuantizedNorm
 from ..scheme import NormScheme
-from .quantized import QuantizedLayer
+from .quantized import QuantizedLayer, unless_no_grad
 
 FLOAT_L1 = NormScheme("l1", input=None, normalized=None, saved=None, weight=None, gradient=None)
 """An L1 norm without quantization: what dequantize_ leaves where torch has no layer that computes the same."""
@@ -30,8 +30,9 @@ class BatchNorm2d(QuantizedLayer, nn.BatchNorm2d, replaces=nn.BatchNorm2d):
         gamma, beta = _as_channels(self.weight), _as_channels(self.bias)
         if x.numel() == 0:
             return _empty(x, gamma, beta)
-        streams = self.draw_streams(not self.scheme.is_float, x, self.weight, self.bias)
+        streams = self.draw_streams(not self.scheme.is_float, x)
         stream = None if streams is None else streams[0]
+        x, gamma, beta = unless_no_grad(x, gamma, beta)
         if not use_batch:
             mean, d = _as_channels(self.running_mean), torch.sqrt(_as_channels(self.running_var).double() + self.eps)
             return FrozenNorm.apply(x, gamma, beta, mean, d, BATCH_NORM_2D, self.scheme, stream, self.record)
@@ -67,8 +68,9 @@ class LayerNorm(QuantizedLayer, nn.LayerNorm, replaces=nn.LayerNorm):
         gamma, beta = (None if p is None else p.reshape(1, -1) for p in (self.weight, self.bias))
         if x.numel() == 0:
             return _empty(x, self.weight, self.bias)
-        streams = self.draw_streams(not self.scheme.is_float, x, self.weight, self.bias)
+        streams = self.draw_streams(not self.scheme.is_float, x)
         stream = None if streams is None else streams[0]
+        x, gamma, beta = unless_no_grad(x, gamma, beta)
         rows = x.reshape(-1, x.numel() // x.shape[: x.ndim - len(size)].numel())
         y, _, _ = QuantizedNorm.apply(rows, gamma, beta, LAYER_NORM, self.scheme, self.eps, stream, self.record)
         return y.reshape(x.shape)
@@ -88,4 +90,4 @@ def _as_channels(t: Tensor | None) -> Any:
 def _empty(x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
     """No elements, no statistics: the graph alone, so that the gradients of gamma and beta are zeros."""
     y = x if gamma is None else x * gamma
-    return y if beta is None else y + beta
+    return (y if beta is None else y + beta).to(x.dtype)

@@ -52,17 +52,14 @@ class QuantizedLayer(nn.Module):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.scheme}"
 
-    def draw_streams(self, stochastic: bool, *inputs: Tensor | None) -> Tensor | None:
-        """The 64-bit streams of this call, or None where nothing rounds stochastically.
+    def draw_streams(self, stochastic: bool, x: Tensor) -> Tensor | None:
+        """The 64-bit streams of this call; None in eval mode, or where nothing rounds stochastically.
 
         In training they are drawn whether or not gradients are enabled: a checkpointed segment runs twice, without
-        gradients first, and both runs must consume torch's generator alike. In eval mode only a wanted gradient draws.
+        gradients first, and both runs must consume torch's generator alike. For the same reason eval mode never draws:
+        where a gradient is wanted of it all the same (a frozen BatchNorm), autograd draws when that gradient comes.
         """
-        wanted = self.training or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs))
-        if not stochastic or not wanted:
-            return None
-        device = next(t.device for t in inputs if t is not None)
-        return draw_stream(STREAMS, device)
+        return draw_stream(STREAMS, x.device) if stochastic and self.training else None
 
 
 class ProductLayer(QuantizedLayer):
@@ -76,11 +73,20 @@ class ProductLayer(QuantizedLayer):
             raise TypeError(f"{type(self).__name__} quantizes floating-point inputs itself; this one is {x.dtype}")
         w: Any = self.weight
         b: Any = self.bias
-        streams = self.draw_streams(self.scheme.stochastic, x, w, b)
+        streams = self.draw_streams(self.scheme.stochastic, x)
         kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        cast = torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # autocast leaves float64 alone
+        dtype = torch.get_autocast_dtype(kind) if cast else x.dtype
         scheme = self.scheme if self.training else self.scheme.deterministic_forward()
+        x, w, b = unless_no_grad(x, w, b)
         return QuantizedProduct.apply(x, w, b, products, scheme, streams, self.record, dtype)
+
+
+def unless_no_grad(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors; detached under no_grad, where an autograd.Function would still be told that they need gradients."""
+    if torch.is_grad_enabled():
+        return tensors
+    return tuple(None if t is None else t.detach() for t in tensors)
 
 
 def quantized_class(module: nn.Module) -> type[QuantizedLayer] | None:
