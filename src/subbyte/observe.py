@@ -48,7 +48,7 @@ class OperandStats:
         return cls(
             format=str(q.format),
             quantizer=quantizer,
-            sqnr_db=20 * math.log10(signal / error) if error > 0 and signal > 0 else math.inf,
+            sqnr_db=_decibels(signal, error),
             clipped_pct=100 * beyond.sum().item() / size,
             zero_pct=100 * (q.codes == 0).sum().item() / size,
             groups_used=1 if shift is None else len(set(shift)),
@@ -58,6 +58,12 @@ class OperandStats:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+
+def _decibels(signal: float, error: float) -> float:
+    if math.isnan(signal) or not math.isfinite(error):  # NaN or Inf in the tensor: nothing was represented
+        return math.nan
+    return 20 * math.log10(signal / error) if error > 0 and signal > 0 else math.inf
 
 
 @dataclass

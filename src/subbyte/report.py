@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from .convert import CONVERSION, Conversion, quantized_layers
 from .observe import LayerRecord, OperandStats, arm
@@ -19,28 +22,40 @@ aten = torch.ops.aten
 _OPS = torch.ops.subbyte
 
 
-class MacCounter(FlopCounterMode):
+class MacCounter(TorchDispatchMode):
     """Counts the multiply-accumulates of every product that runs inside the block, forward and backward.
 
     integer  those of subbyte's own products and of aten._int_mm
-    floats   op -> those of any float mm, bmm, convolution, attention...: each counts against the share
+    floats   op -> those of any float mm, bmm, convolution, attention, recurrent layer...: each counts against the share
 
-    It sees what reaches the dispatcher, not a list of modules: a layer that silently stayed float shows here.
+    It sees what reaches the dispatcher, not a list of modules: a layer that silently stayed float shows here. Products
+    of a tensor with one number for each element (a norm's gamma, an outer product) have no accumulation to count.
     """
 
     def __init__(self) -> None:
-        super().__init__(display=False, custom_mapping=_FORMULAS)
+        super().__init__()
+        self._flops: Counter = Counter()
 
-    def _by_op(self) -> dict[Any, int]:
-        return self.get_flop_counts().get("Global", {})
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        op = func._overloadpacket
+        if op not in _FORMULAS:
+            with self:  # an op made of others, which inference mode leaves whole
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        if op in _FORMULAS:
+            self._flops[op] += _FORMULAS[op](*args, **kwargs, out_val=out)
+        return out
 
     @property
     def integer(self) -> int:
-        return sum(n for op, n in self._by_op().items() if op in _INTEGER) // 2
+        return sum(n for op, n in self._flops.items() if op in _PRODUCTS) // 2
 
     @property
     def floats(self) -> dict[str, int]:
-        return {str(op): n // 2 for op, n in self._by_op().items() if op not in _INTEGER and n}
+        return {str(op): n // 2 for op, n in self._flops.items() if op not in _PRODUCTS and n}
 
     @property
     def integer_share(self) -> float:
@@ -65,15 +80,52 @@ def _grad_weight_flops(a, *_rest, out_shape=None, **_kwargs) -> int:
     return 2 * math.prod(a) * math.prod(out_shape[1:])
 
 
-def _vector_flops(a, b, *_rest, out_shape=None, **_kwargs) -> int:
-    return 2 * math.prod(a)
+def _matrix_flops(a, b, *_rest, out_shape=None, **_kwargs) -> int:
+    return 2 * math.prod(a) * (b[-1] if len(b) > 1 else 1)
 
 
-def _addmv_flops(bias, a, b, *_rest, out_shape=None, **_kwargs) -> int:
-    return 2 * math.prod(a)
+def _added_flops(bias, a, b, *_rest, out_shape=None, **_kwargs) -> int:
+    return _matrix_flops(a, b)
 
 
-_PRODUCTS = {
+def _attention_flops(q, k, v, *_rest, out_shape=None, **_kwargs) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+def _attention_backward_flops(g, q, k, v, *_rest, out_shape=None, **_kwargs) -> int:
+    return sdpa_backward_flop_count(g, q, k, v)
+
+
+def _mha_flops(q, k, v, dim, heads, qkv, _qkv_bias, proj, *_rest, out_shape=None, **_kwargs) -> int:
+    rows = q[0] * q[1]
+    return 2 * (rows * (math.prod(qkv) + math.prod(proj)) + 2 * rows * k[1] * dim)
+
+
+def _encoder_flops(x, dim, heads, qkv, b0, proj, b1, gelu, first, eps, n1, c1, n2, c2, w1, b2, w2, *_r, **_k) -> int:
+    return _mha_flops(x, x, x, dim, heads, qkv, b0, proj) + 2 * x[0] * x[1] * (math.prod(w1) + math.prod(w2))
+
+
+def _rnn_flops(x, w_input, w_hidden, *_rest, out_shape=None, **_kwargs) -> int:
+    return 2 * x[0] * x[1] * (math.prod(w_input) + math.prod(w_hidden))
+
+
+def _rnn_backward_flops(x, w_input, w_hidden, *_rest, out_shape=None, **_kwargs) -> int:
+    return 2 * _rnn_flops(x, w_input, w_hidden)
+
+
+def _trilinear_flops(a, b, c, *_rest, out_shape=None, **_kwargs) -> int:
+    return 2 * a[0] * math.prod(b)
+
+
+def _on_shapes(formula: Callable[..., int]) -> Callable[..., int]:
+    def run(*args, out_val, **kwargs) -> int:
+        shaped = tree_map_only(Tensor, lambda t: t.shape, (args, kwargs, out_val))
+        return formula(*shaped[0], **shaped[1], out_shape=shaped[2])
+
+    return run
+
+
+_PRODUCTS: dict[Any, Callable[..., int]] = {
     _OPS.int_matmul: _matmul_flops,
     _OPS.scaled_matmul: _matmul_flops,
     _OPS.scaled_conv2d: _conv_flops,
@@ -81,8 +133,22 @@ _PRODUCTS = {
     _OPS.scaled_conv2d_grad_weight: _grad_weight_flops,
     aten._int_mm: lambda a, b, *_r, out_shape=None, **_k: 2 * math.prod(a) * b[-1],
 }
-_INTEGER = set(_PRODUCTS)
-_FORMULAS = {**_PRODUCTS, aten.mv: _vector_flops, aten.dot: _vector_flops, aten.addmv: _addmv_flops}
+"""The integer ones."""
+
+_MORE_FLOATS: dict[Any, Callable[..., int]] = {
+    **{op: _matrix_flops for op in (aten.mv, aten.dot, aten.vdot)},
+    **{op: _added_flops for op in (aten.addmv, aten.addbmm, aten._addmm_activation, aten._sparse_addmm)},
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+    aten._native_multi_head_attention: _mha_flops,
+    aten._transformer_encoder_layer_fwd: _encoder_flops,
+    aten.mkldnn_rnn_layer: _rnn_flops,
+    aten.mkldnn_rnn_layer_backward: _rnn_backward_flops,
+    aten._trilinear: _trilinear_flops,
+}
+"""What torch's own registry of formulas lacks."""
+
+_FORMULAS = {**flop_registry, **{op: _on_shapes(f) for op, f in {**_PRODUCTS, **_MORE_FLOATS}.items()}}
 
 
 @dataclass(frozen=True)
@@ -212,8 +278,8 @@ def report(
 
     Without x: the layers as they are, with the kernels of their last call. With x (a batch, or a tuple of arguments):
     one training step on a copy of the model, forward and backward, under MacCounter, with every layer observed. The
-    loss is loss_fn(model(x), y), or the mean square of the output if loss_fn is None. The model, its buffers, its gradients and
-    torch's random state are left as they were.
+    loss is loss_fn(model(x), y), or the mean square of the output if loss_fn is None. The model, its buffers, its
+    gradients and torch's random state are left as they were.
     """
     conversion = getattr(model, CONVERSION, None)
     if conversion is None:
@@ -222,12 +288,14 @@ def report(
         return Report(_layer_reports(model), conversion)
     probe = copy.deepcopy(model).train()
     probe.zero_grad(set_to_none=True)
+    x = tree_map_only(Tensor, Tensor.detach, x)  # or its gradient would grow
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(devices=list(devices)), torch.enable_grad(), MacCounter() as counter:
         arm(probe.modules())
         out = probe(*x) if isinstance(x, tuple) else probe(x)
         loss = loss_fn(out, y) if loss_fn is not None else out.float().square().mean()
-        loss.backward()
+        if loss.requires_grad:  # not where every parameter is frozen
+            loss.backward()
     return Report(_layer_reports(probe), conversion, counter.integer_share, counter.integer, counter.floats)
 
 
