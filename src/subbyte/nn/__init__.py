@@ -6,12 +6,26 @@ import functools
 
 import torch
 
-from .conv import Conv2d
+from .conv import Conv1d, Conv2d, Conv3d
+from .conv_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from .linear import Linear
 from .norm import BatchNorm2d, LayerNorm
 from .quantized import REGISTRY, ProductLayer, QuantizedLayer
 
-__all__ = ["REGISTRY", "BatchNorm2d", "Conv2d", "LayerNorm", "Linear", "ProductLayer", "QuantizedLayer"]
+__all__ = [
+    "REGISTRY",
+    "BatchNorm2d",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "LayerNorm",
+    "Linear",
+    "ProductLayer",
+    "QuantizedLayer",
+]
 
 
 def _guard_sync_batchnorm() -> None:

@@ -1,4 +1,4 @@
-"""Conv2d: its output and both gradients as integer convolutions."""
+"""Conv1d, Conv2d and Conv3d: their outputs and both gradients as integer convolutions."""
 
 from __future__ import annotations
 
@@ -11,36 +11,75 @@ from ..autograd import ConvProducts
 from ..ops import ConvParams
 from .quantized import ProductLayer
 
+SIZES = ("", "L", "H, W", "D, H, W")
+"""Names of one, two and three spatial dimensions, for messages."""
 
-class Conv2d(ProductLayer, nn.Conv2d, replaces=nn.Conv2d):
-    """torch.nn.Conv2d with the operands of its three products quantized as its LayerScheme says.
 
-    x (N, C, H, W) or (C, H, W), any stride, padding (also "same" and every padding_mode), dilation and groups.
-    """
+class _Convolution(ProductLayer):
+    """What the three have in common: any stride, padding ("same" and every padding_mode too), dilation and groups."""
+
+    in_channels: int
+    kernel_size: tuple[int, ...]
+    stride: Any
+    padding: Any
+    dilation: Any
+    groups: int
+    padding_mode: str
+    _reversed_padding_repeated_twice: list[int]
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
-            raise ValueError(f"Conv2d expects inputs (N, {self.in_channels}, H, W), not {tuple(x.shape)}")
-        images, params = self._pad(x if x.ndim == 4 else x.unsqueeze(0))
-        y = self.multiply(images, ConvProducts(params))
-        return y if x.ndim == 4 else y.squeeze(0)
+        images, batched = as_batch(self, x, self.in_channels)
+        y = self.multiply(*self._pad(images))
+        return y if batched else y.squeeze(0)
 
-    def _pad(self, x: Tensor) -> tuple[Tensor, ConvParams]:
+    def _pad(self, x: Tensor) -> tuple[Tensor, ConvProducts]:
         """Pad here what an integer convolution cannot: other values than zeros, and uneven sides of padding "same"."""
-        stride, dilation = _pair(self.stride), _pair(self.dilation)
+        n = len(self.kernel_size)
+        stride, dilation, none = each(self.stride, n), each(self.dilation, n), (0,) * n
         if self.padding_mode != "zeros":
-            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), (0, 0)
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), none
         elif not isinstance(self.padding, str):
-            padding = _pair(self.padding)  # not what __init__ made of it: networks are given other paddings afterwards
+            padding = each(self.padding, n)  # not what __init__ made of it: networks are given other paddings later
         elif self.padding == "valid":
-            padding = (0, 0)
+            padding = none
         else:
             total = [d * (k - 1) for d, k in zip(dilation, self.kernel_size, strict=True)]
-            low = padding = (total[0] // 2, total[1] // 2)
-            if total[0] % 2 or total[1] % 2:
-                x, padding = F.pad(x, (low[1], total[1] - low[1], low[0], total[0] - low[0])), (0, 0)
-        return x, ConvParams(stride, padding, dilation, self.groups)
+            padding = tuple(t // 2 for t in total)
+            if any(t % 2 for t in total):
+                x, padding = F.pad(x, [p for t in reversed(total) for p in (t // 2, t - t // 2)]), none
+        return x, ConvProducts(ConvParams(stride, padding, dilation, self.groups))
 
 
-def _pair(v: Any) -> tuple[int, int]:
-    return (v, v) if isinstance(v, int) else (v[0], v[1])
+class Conv1d(_Convolution, nn.Conv1d, replaces=nn.Conv1d):
+    """torch.nn.Conv1d with the operands of its three products quantized as its LayerScheme says.
+
+    x (N, C, L) or (C, L). A two-dimensional convolution of height 1: it runs on those kernels.
+    """
+
+
+class Conv2d(_Convolution, nn.Conv2d, replaces=nn.Conv2d):
+    """torch.nn.Conv2d with the operands of its three products quantized as its LayerScheme says.
+
+    x (N, C, H, W) or (C, H, W).
+    """
+
+
+class Conv3d(_Convolution, nn.Conv3d, replaces=nn.Conv3d):
+    """torch.nn.Conv3d with the operands of its three products quantized as its LayerScheme says.
+
+    x (N, C, D, H, W) or (C, D, H, W).
+    """
+
+
+def each(v: Any, n: int) -> tuple[int, ...]:
+    """One number for each of n spatial dimensions, from one for all or from n."""
+    return (v,) * n if isinstance(v, int) else tuple(v[:n])
+
+
+def as_batch(layer: Any, x: Tensor, channels: int) -> tuple[Tensor, bool]:
+    """(x with an axis of samples, whether it had one). ValueError for another rank or number of channels."""
+    n = len(layer.kernel_size)
+    if x.ndim not in (n + 1, n + 2) or x.shape[-n - 1] != channels:
+        raise ValueError(f"{type(layer).__name__} expects inputs (N, {channels}, {SIZES[n]}), not {tuple(x.shape)}")
+    batched = x.ndim == n + 2
+    return x if batched else x.unsqueeze(0), batched

@@ -67,11 +67,14 @@ class ProductLayer(QuantizedLayer):
 
     scheme: LayerScheme
 
-    def multiply(self, x: Tensor, products: Products) -> Tensor:
-        """output(x, weight) + bias through autograd.QuantizedProduct, in the dtype that autocast would give."""
+    def multiply(self, x: Tensor, products: Products, weight: Any = None) -> Tensor:
+        """output(x, weight) + bias through autograd.QuantizedProduct, in the dtype that autocast would give.
+
+        weight: another view of self.weight, where its output channels do not come first; None: as it is.
+        """
         if not x.is_floating_point():
             raise TypeError(f"{type(self).__name__} quantizes floating-point inputs itself; this one is {x.dtype}")
-        w: Any = self.weight
+        w: Any = self.weight if weight is None else weight
         b: Any = self.bias
         streams = self.draw_streams(self.scheme.stochastic, x)
         kind = x.device.type

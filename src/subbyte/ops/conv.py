@@ -1,5 +1,8 @@
 """conv2d and its two gradients on codes.    x (N, C, H, W), w (O, C/groups, R, S), g (N, O, P, Q)
 
+The names are of the common case: one and three spatial dimensions work as well. The ops take two or three of them; one
+is a height of 1, so that it gets the kernels of two.
+
 Each is one product of integers with a scale outside: conv2d reduces over C R S, grad_input over O R S, grad_weight
 over N P Q. The contract on scales is matmul's. With groups = C (depthwise) a channel is its own reduction, so a
 scale for each channel is an outer factor in all three products; with 1 < groups < C it must be constant within a group.
@@ -7,7 +10,9 @@ scale for each channel is an outer factor in all three products; with 1 < groups
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,22 +23,32 @@ from . import exact
 from .dispatch import op
 from .matmul import ContractError
 
-Pair = tuple[int, int]
+Sizes = tuple[int, ...]
+"""A number for each spatial dimension: (height, width) of images."""
 
 
 @dataclass(frozen=True)
 class ConvParams:
-    """Stride, padding, dilation (height, width) and groups, as torch.nn.Conv2d defines them."""
+    """Stride, padding, dilation (of each spatial dimension) and groups, as torch.nn.Conv2d defines them."""
 
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
+    stride: Sizes = (1, 1)
+    padding: Sizes = (0, 0)
+    dilation: Sizes = (1, 1)
     groups: int = 1
 
-    def output_size(self, x_shape: torch.Size, w_shape: torch.Size) -> tuple[int, int, int, int]:
+    def __post_init__(self) -> None:
+        if not len(self.stride) == len(self.padding) == len(self.dilation):
+            raise ValueError(f"stride, padding and dilation have a number for each spatial dimension, not {self}")
+
+    @property
+    def spatial(self) -> int:
+        """How many spatial dimensions: 1, 2 or 3."""
+        return len(self.stride)
+
+    def output_size(self, x_shape: Sequence[int], w_shape: Sequence[int]) -> Sizes:
         """(N, O, P, Q), P = floor((H + 2 padding - dilation (R - 1) - 1) / stride) + 1. ValueError if it is empty."""
         spatial = []
-        for i in range(2):
+        for i in range(self.spatial):
             reach = self.dilation[i] * (w_shape[2 + i] - 1) + 1
             free = x_shape[2 + i] + 2 * self.padding[i] - reach
             if free < 0:
@@ -41,7 +56,11 @@ class ConvParams:
                     f"kernel of reach {reach} exceeds the padded input {tuple(x_shape)}, padding {self.padding}"
                 )
             spatial.append(free // self.stride[i] + 1)
-        return (x_shape[0], w_shape[0], spatial[0], spatial[1])
+        return (x_shape[0], w_shape[0], *spatial)
+
+    def with_height(self) -> ConvParams:
+        """Those of a convolution over one dimension, for operands with a height of 1."""
+        return ConvParams((1, *self.stride), (0, *self.padding), (1, *self.dilation), self.groups)
 
     def flat(self) -> tuple[list[int], list[int], list[int], int]:
         return list(self.stride), list(self.padding), list(self.dilation), self.groups
@@ -62,7 +81,7 @@ def _scaled_conv2d_fake(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, b
 @op("(" + _PAIR.format(extra="Tensor? bias, "), _scaled_conv2d_fake)
 def scaled_conv2d(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, stride, padding, dilation, groups):
     """y = float32(acc) * scale + bias, acc = conv(x, w) << E_a + E_b. a = x, b = w; scale broadcasts to y; bias (O)."""
-    unit = _unit(a_b, a_s, a_e, b_b, b_s, b_e) * b.shape[2] * b.shape[3]
+    unit = _unit(a_b, a_s, a_e, b_b, b_s, b_e) * math.prod(b.shape[2:])
     width = b.shape[1]
     dtype, limit = _dtype(unit, width, a.device, splittable=groups == 1)
     x, w = exact.shifted(a, a_sh, a_e, dtype), exact.shifted(b, b_sh, b_e, dtype)
@@ -70,10 +89,10 @@ def scaled_conv2d(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, s
     def part(cs: slice) -> Tensor:
         whole = cs == slice(0, width)
         xs, ws = (x, w) if whole else (x[:, cs], w[:, cs])
-        return torch.conv2d(xs, ws, None, stride, padding, dilation, groups)
+        return torch.convolution(xs, ws, None, stride, padding, dilation, False, [0] * len(stride), groups)
 
     acc = exact.chunked_sum(width, unit, limit, part)
-    bias = None if bias is None else bias.view(1, -1, 1, 1)
+    bias = None if bias is None else bias.view(1, -1, *[1] * len(stride))
     return exact.epilogue(acc, scale, bias).contiguous(memory_format=_format(a))
 
 
@@ -86,7 +105,7 @@ def scaled_conv2d_grad_input(
     a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups
 ):
     """dx = float32(acc) * scale, acc = conv_transpose(g, w) << E_a + E_b. a = g, b = w, size = x's shape."""
-    unit = _unit(a_b, a_s, a_e, b_b, b_s, b_e) * b.shape[2] * b.shape[3]
+    unit = _unit(a_b, a_s, a_e, b_b, b_s, b_e) * math.prod(b.shape[2:])
     width = b.shape[0] // groups
     dtype, limit = _dtype(unit, width, a.device, splittable=groups == 1)
     g, w = exact.shifted(a, a_sh, a_e, dtype), exact.shifted(b, b_sh, b_e, dtype)
@@ -109,7 +128,7 @@ def scaled_conv2d_grad_weight(
     a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups
 ):
     """dw = float32(acc) * scale, acc = sum_n conv(x_n, g_n) << E_a + E_b. a = g, b = x, size = w's shape."""
-    unit = _unit(a_b, a_s, a_e, b_b, b_s, b_e) * a.shape[2] * a.shape[3]
+    unit = _unit(a_b, a_s, a_e, b_b, b_s, b_e) * math.prod(a.shape[2:])
     dtype, limit = _dtype(unit, a.shape[0], a.device, splittable=True)
     g, x = exact.shifted(a, a_sh, a_e, dtype), exact.shifted(b, b_sh, b_e, dtype)
 
@@ -123,9 +142,9 @@ def scaled_conv2d_grad_weight(
 def _backward(g, x, w, stride, padding, dilation, groups, which: int) -> Tensor:
     if g.numel() == 0:
         return torch.zeros((x if which == 0 else w).shape, dtype=g.dtype, device=g.device)
-    mask = [which == 0, which == 1, False]
+    mask, none = [which == 0, which == 1, False], [0] * len(stride)
     # x or w stands in for its shape alone where its own gradient is wanted.
-    return torch.ops.aten.convolution_backward(g, x, w, None, stride, padding, dilation, False, [0, 0], groups, mask)[
+    return torch.ops.aten.convolution_backward(g, x, w, None, stride, padding, dilation, False, none, groups, mask)[
         which
     ]
 
@@ -143,8 +162,8 @@ def _dtype(unit: int, length: int, device: torch.device, splittable: bool) -> tu
 
 
 def _format(t: Tensor) -> torch.memory_format:
-    last = t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+    last = torch.channels_last_3d if t.ndim == 5 else torch.channels_last
+    return last if t.is_contiguous(memory_format=last) and not t.is_contiguous() else torch.contiguous_format
 
 
 def _like(a: Tensor, size) -> Tensor:
@@ -157,6 +176,8 @@ def _like(a: Tensor, size) -> Tensor:
 def conv2d(x: QTensor, w: QTensor, bias: Tensor | None, params: ConvParams) -> Tensor:
     """y = conv(x, w) + bias in integers -> float32 (N, O, P, Q). ContractError where a scale varies inside the sum."""
     _check_shapes(x.shape, w.shape, params)
+    if params.spatial == 1:
+        return conv2d(_with_height(x), _with_height(w), bias, params.with_height()).squeeze(2)
     x, w = x.fold_shift(1), w.fold_shift(1)
     inner = w.shape[1]
     _require_constant(x, 1, inner, "input")
@@ -165,32 +186,40 @@ def conv2d(x: QTensor, w: QTensor, bias: Tensor | None, params: ConvParams) -> T
     return scaled_conv2d(*_pair(x, w), _times(scale, x, w), bias, *params.flat())
 
 
-def conv2d_grad_input(g: QTensor, w: QTensor, size: torch.Size, params: ConvParams) -> Tensor:
+def conv2d_grad_input(g: QTensor, w: QTensor, size: Sequence[int], params: ConvParams) -> Tensor:
     """dx (N, C, H, W) of conv2d, float32. It reduces over O/groups, R, S: there g and w may both carry a shift."""
     _check_gradient(g.shape, size, w.shape, params)
+    if params.spatial == 1:
+        size = (*size[:2], 1, size[2])
+        return conv2d_grad_input(_with_height(g), _with_height(w), size, params.with_height()).squeeze(2)
     g, w = g.fold_shift(1), w.fold_shift(0)
     inner = w.shape[0] // params.groups
     _require_constant(g, 1, inner, "gradient")
     _require_constant(w, 0, inner, "weight")
     outer = w.scale  # channel group C/groups + j of x is weight element (group's only or any o, j)
     if outer.numel() != 1:
-        outer = outer.expand(params.groups, w.shape[1], 1, 1).reshape(1, size[1], 1, 1)
+        ones = [1] * params.spatial
+        outer = outer.expand(params.groups, w.shape[1], *ones).reshape(1, size[1], *ones)
     scale = _widen(g.scale, size[1]) * outer
     return scaled_conv2d_grad_input(*_pair(g, w), _times(scale, g, w), list(size), *params.flat())
 
 
-def conv2d_grad_weight(g: QTensor, x: QTensor, size: torch.Size, params: ConvParams) -> Tensor:
+def conv2d_grad_weight(g: QTensor, x: QTensor, size: Sequence[int], params: ConvParams) -> Tensor:
     """dw (O, C/groups, R, S) of conv2d, float32. It reduces over N, P, Q: channels are outer, their shifts as well.
 
     A shift along the samples (ShiftQuant with axis 0) stays inside the sum.
     """
     _check_gradient(g.shape, x.shape, size, params)
+    if params.spatial == 1:
+        size = (*size[:2], 1, size[2])
+        return conv2d_grad_weight(_with_height(g), _with_height(x), size, params.with_height()).squeeze(2)
     g, x = g.fold_shift(0), x.fold_shift(0)
     _require_constant(g, 0, g.shape[0], "gradient")
     _require_constant(x, 0, x.shape[0], "input")
     by_group = x.scale
     if x.scale.shape[1] != 1:  # channel group(o) C/groups + j of x is weight element (o, j)
-        by_group = x.scale.view(params.groups, size[1], 1, 1).repeat_interleave(size[0] // params.groups, 0)
+        by_group = x.scale.view(params.groups, size[1], *x.scale.shape[2:])
+        by_group = by_group.repeat_interleave(size[0] // params.groups, 0)
     scale = g.scale.transpose(0, 1) * by_group
     return scaled_conv2d_grad_weight(*_pair(g, x), _times(scale, g, x), list(size), *params.flat())
 
@@ -214,22 +243,29 @@ def _widen(scale: Tensor, channels: int) -> Tensor:
 
 def _require_constant(q: QTensor, axis: int, inner: int, who: str) -> None:
     """Raise unless q's scale is constant over the `inner` consecutive indices of `axis` that one sum reduces."""
-    if q.scale.shape[2:] != (1, 1) or (q.scale.shape[axis] != 1 and inner != 1):
+    if math.prod(q.scale.shape[2:]) != 1 or (q.scale.shape[axis] != 1 and inner != 1):
         raise ContractError(
             f"the scale {tuple(q.scale.shape)} of the {who} {tuple(q.shape)} varies inside the sum over axis {axis}; "
             "an integer convolution needs one scale there, or powers of two (ShiftQuant)"
         )
 
 
-def _check_shapes(x: torch.Size, w: torch.Size, params: ConvParams) -> None:
-    if len(x) != 4 or len(w) != 4 or x[1] != w[1] * params.groups or w[0] % params.groups:
+def _with_height(q: QTensor) -> QTensor:
+    """(N, C, L) -> (N, C, 1, L), as views."""
+    shift = None if q.shift is None else q.shift.unsqueeze(2)
+    return replace(q, codes=q.codes.unsqueeze(2), scale=q.scale.unsqueeze(2), shift=shift)
+
+
+def _check_shapes(x: Sequence[int], w: Sequence[int], params: ConvParams) -> None:
+    rank = 2 + params.spatial
+    if len(x) != rank or len(w) != rank or x[1] != w[1] * params.groups or w[0] % params.groups:
         raise ValueError(
-            f"conv2d takes x (N, C, H, W) and w (O, C/groups, R, S) with groups {params.groups}, "
-            f"not {tuple(x)} and {tuple(w)}"
+            f"conv2d takes x (N, C, H, W) and w (O, C/groups, R, S) with {params.spatial} spatial dimensions and "
+            f"groups {params.groups}, not {tuple(x)} and {tuple(w)}"
         )
 
 
-def _check_gradient(g: torch.Size, x: torch.Size, w: torch.Size, params: ConvParams) -> None:
+def _check_gradient(g: Sequence[int], x: Sequence[int], w: Sequence[int], params: ConvParams) -> None:
     _check_shapes(x, w, params)
     if tuple(g) != params.output_size(x, w):
         raise ValueError(f"the gradient of this conv2d has shape {params.output_size(x, w)}, not {tuple(g)}")
