@@ -3,6 +3,9 @@
 #include "gemm_kernels.h"
 
 #if SB_X86
+// GCC 12 takes the deliberately undefined operand of its own intrinsics for a mistake of ours.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
 SB_TARGET_BEGIN_AVX512VNNI

@@ -102,4 +102,89 @@ def scaled_matmul(
     return _product("scaled_matmul", *operands, (a_scale, b_scale), bias)
 
 
-OPS = (int_matmul, scaled_matmul)
+def _like(a: Tensor, size: list[int]) -> tuple[Tensor, bool]:
+    """(an output of this size in a's memory format, whether its channels lie together), as the op's fake makes it."""
+    out = torch.empty(size, dtype=torch.float32)
+    last = a.is_contiguous(memory_format=torch.channels_last) and not a.is_contiguous()
+    if last and not out.is_contiguous(memory_format=torch.channels_last):
+        out = torch.empty(size, dtype=torch.float32, memory_format=torch.channels_last)
+    return out, last
+
+
+def _convolution(op: str, function, left, right, axes, length, sizes, out, last, scale, bias, window) -> Tensor:
+    """Call one of the three products. left, right: (codes, shift, bits, signed, max_shift), in the op's order.
+
+    axes     the axis of each operand's shift
+    length   of the reduction
+    sizes    n, c, h, w, o, p, q, r, s
+    """
+    (a, ea, *fa), (b, eb, *fb) = left, right
+    stride, padding, dilation, groups = window
+    width = _sum_is(*fa, *fb, length)
+    if width == "too wide" or not _codes_ok(a, b) or not _floats_ok(scale):
+        return NotImplemented
+    if scale.ndim != 4 or scale.shape[2:] != (1, 1) or (bias is not None and not bias.dtype.is_floating_point):
+        return NotImplemented
+    try:
+        ea, eb = _along(ea, axes[0], a.shape[axes[0]]), _along(eb, axes[1], b.shape[axes[1]])
+    except ValueError:
+        return NotImplemented
+    bias = None if bias is None else bias.to(torch.float32).contiguous()
+    scale_step = [0 if n == 1 else step for n, step in zip(scale.shape[:2], scale.stride()[:2], strict=True)]
+    fields = _array(
+        [
+            *(a.data_ptr(), *a.stride(), _address(ea), *fa),
+            *(b.data_ptr(), *b.stride(), _address(eb), *fb),
+            *(scale.data_ptr(), *scale_step, _address(bias), out.data_ptr(), last, *sizes),
+            *(*stride, *padding, *dilation, groups, width == "int64"),
+        ]
+    )
+    return out if call(op, function, ctypes.addressof(fields)) else NotImplemented
+
+
+_output = function("sb_conv2d", POINTER, INT)
+_grad_input = function("sb_conv2d_grad_input", POINTER, INT)
+_grad_weight = function("sb_conv2d_grad_weight", POINTER, INT)
+
+
+def scaled_conv2d(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, stride, padding, dilation, groups):
+    if a.ndim != 4:  # three spatial dimensions
+        return NotImplemented
+    (n, c, h, w), (o, inner, r, s) = a.shape, b.shape
+    p, q = (
+        (x + 2 * padding[i] - dilation[i] * (k - 1) - 1) // stride[i] + 1 for i, (x, k) in enumerate(((h, r), (w, s)))
+    )
+    out, last = _like(a, [n, o, p, q])
+    x, weight = (a, a_sh, a_b, a_s, a_e), (b, b_sh, b_b, b_s, b_e)
+    sizes, window = (n, c, h, w, o, p, q, r, s), (stride, padding, dilation, groups)
+    length = inner * r * s
+    return _convolution("scaled_conv2d", _output, x, weight, (1, 1), length, sizes, out, last, scale, bias, window)
+
+
+def scaled_conv2d_grad_input(
+    a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups
+):
+    if a.ndim != 4:  # three spatial dimensions
+        return NotImplemented
+    (n, c, h, w), (o, _, r, s), (p, q) = size, b.shape, a.shape[2:]
+    out, last = _like(a, size)
+    g, weight = (a, a_sh, a_b, a_s, a_e), (b, b_sh, b_b, b_s, b_e)
+    sizes, window = (n, c, h, w, o, p, q, r, s), (stride, padding, dilation, groups)
+    name, length = "scaled_conv2d_grad_input", o // groups * r * s
+    return _convolution(name, _grad_input, g, weight, (1, 0), length, sizes, out, last, scale, None, window)
+
+
+def scaled_conv2d_grad_weight(
+    a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups
+):
+    if a.ndim != 4:  # three spatial dimensions
+        return NotImplemented
+    (n, c, h, w), (o, _, r, s), (p, q) = b.shape, size, a.shape[2:]
+    out = torch.empty(size, dtype=torch.float32)
+    g, x = (a, a_sh, a_b, a_s, a_e), (b, b_sh, b_b, b_s, b_e)
+    sizes, window = (n, c, h, w, o, p, q, r, s), (stride, padding, dilation, groups)
+    name, length = "scaled_conv2d_grad_weight", n * p * q
+    return _convolution(name, _grad_weight, g, x, (0, 0), length, sizes, out, False, scale, None, window)
+
+
+OPS = (int_matmul, scaled_matmul, scaled_conv2d, scaled_conv2d_grad_input, scaled_conv2d_grad_weight)

@@ -1,0 +1,64 @@
+// See conv.h.
+#include "conv.h"
+
+#include <algorithm>
+
+namespace sb {
+namespace {
+
+void bounds(WindowAxis& axis) {
+    bool any = false;
+    axis.low = axis.high = 0;
+    for (const Phase& phase : axis.phases)
+        for (const Phase::Tap& tap : phase.taps) {
+            axis.low = any ? std::min(axis.low, tap.offset) : tap.offset;
+            axis.high = any ? std::max(axis.high, tap.offset) : tap.offset;
+            any = true;
+        }
+}
+
+}  // namespace
+
+WindowAxis WindowAxis::output(i64 src, i64 dst, i64 taps, i64 stride, i64 padding, i64 dilation) {
+    WindowAxis axis{src, dst, stride, 1, 0, 0, {{0, dst, {}}}};
+    for (i64 r = 0; r < taps; ++r) axis.phases[0].taps.push_back({r, r * dilation - padding});
+    bounds(axis);
+    return axis;
+}
+
+// dx[h] = sum of g[p] w[r] over p * stride + r * dilation - padding = h: for each h mod stride its own taps.
+WindowAxis WindowAxis::grad_input(i64 src, i64 dst, i64 taps, i64 stride, i64 padding, i64 dilation) {
+    WindowAxis axis{src, dst, 1, stride, 0, 0, {}};
+    for (i64 f = 0; f < std::min(stride, dst); ++f) {
+        Phase phase{f, ceil_div(dst - f, stride), {}};
+        for (i64 r = 0; r < taps; ++r) {
+            const i64 at = f + padding - r * dilation;
+            if (at % stride == 0) phase.taps.push_back({r, at / stride});
+        }
+        axis.phases.push_back(phase);
+    }
+    bounds(axis);
+    return axis;
+}
+
+Window::Window(const ConvCall& c, bool backward) {
+    const auto make = backward ? WindowAxis::grad_input : WindowAxis::output;
+    rows = make(backward ? c.p : c.h, backward ? c.h : c.p, c.r, c.stride[0], c.padding[0], c.dilation[0]);
+    cols = make(backward ? c.q : c.w, backward ? c.w : c.q, c.s, c.stride[1], c.padding[1], c.dilation[1]);
+    const i64 inputs = c.c / c.groups, outputs = c.o / c.groups, *w = c.b.stride;
+    sources = backward ? outputs : inputs;
+    targets = backward ? inputs : outputs;
+    const i64 all[5] = {outputs * w[0], backward ? w[1] : w[0], backward ? w[0] : w[1], w[2], w[3]};
+    std::copy(all, all + 5, weight_stride);
+    shift_step_b = backward ? outputs : 0;
+}
+
+std::vector<int> Window::left(const ConvCall& c, i64 group) const {
+    const u8 *ea = c.a.exponents(), *eb = c.b.exponents();
+    return left_shifts(sources, ea ? ea + group * sources : nullptr, static_cast<int>(c.a.max_shift),
+                       eb ? eb + group * shift_step_b : nullptr, static_cast<int>(c.b.max_shift));
+}
+
+bool by_planes(const ConvCall& c) { return c.groups > 1 && c.c / c.groups <= 2 && c.o / c.groups <= 2; }
+
+}  // namespace sb

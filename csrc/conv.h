@@ -1,0 +1,65 @@
+// What the three products of a convolution share.    x (N, C, H, W), w (O, C/groups, R, S), g (N, O, P, Q)
+#pragma once
+
+#include <vector>
+
+#include "gemm_plan.h"
+
+namespace sb {
+
+// All 64-bit, so that Python fills it as one array; pointers are addresses, 0 for none. See _cpu_products.py.
+struct ConvCall {
+    struct Operand {
+        i64 data, stride[4], shift, bits, is_signed, max_shift;  // strides in elements, one byte each
+        Format format() const { return {bits, is_signed}; }
+        const u8* codes() const { return reinterpret_cast<const u8*>(data); }
+        const u8* exponents() const { return reinterpret_cast<const u8*>(shift); }
+    } a, b;  // x, w of the output; g, w of grad_input; g, x of grad_weight
+    i64 scale, scale_stride[2], bias;
+    i64 out, channels_last;
+    i64 n, c, h, w, o, p, q, r, s;
+    i64 stride[2], padding[2], dilation[2], groups;
+    i64 wide;  // may a sum leave int32?
+
+    const float* scales() const { return reinterpret_cast<const float*>(scale); }
+    float* floats() const { return reinterpret_cast<float*>(out); }
+};
+
+// The convolution or its input gradient, seen as one thing: destination channels from a window over source channels.
+// Along one dimension, destination index f + step * i of a phase takes source index src_step * i + offset for each tap.
+struct Phase {
+    struct Tap {
+        i64 weight, offset;
+    };
+    i64 first, count;
+    std::vector<Tap> taps;
+};
+
+struct WindowAxis {
+    i64 src, dst;        // sizes
+    i64 src_step, step;  // per i
+    i64 low, high;       // smallest and largest offset of any tap
+    std::vector<Phase> phases;
+    i64 count() const { return ceil_div(dst, step); }  // values of i in the longest phase
+
+    static WindowAxis output(i64 src, i64 dst, i64 taps, i64 stride, i64 padding, i64 dilation);
+    static WindowAxis grad_input(i64 src, i64 dst, i64 taps, i64 stride, i64 padding, i64 dilation);
+};
+
+struct Window {
+    Window(const ConvCall& call, bool backward);
+
+    WindowAxis rows, cols;
+    i64 sources, targets;  // channels in a group
+    // weight of (group, target, source, r, s) at b.data + group * [0] + target * [1] + source * [2] + r * [3] + s * [4]
+    i64 weight_stride[5];
+    i64 shift_step_b;  // the weight's exponents of group i begin at i * this
+    std::vector<int> left(const ConvCall& call, i64 group) const;
+};
+
+// Groups of a channel or two: each plane on its own, without words. Returns nullptr where a kernel is too large for int32.
+bool by_planes(const ConvCall& call);
+const char* window_by_planes(const ConvCall& call, bool backward, int threads);
+const char* grad_weight_by_planes(const ConvCall& call, int threads);
+
+}  // namespace sb

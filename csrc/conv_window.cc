@@ -1,0 +1,259 @@
+// sb_conv2d and sb_conv2d_grad_input: an implicit matrix product over the taps of a window (conv.h).
+//
+// A task takes some rows of one image: it packs the source rows that they see, borders included, as words of channels,
+// multiplies tiles of neighbouring pixels by panels of target channels, one segment a tap, and scales the sums into the
+// output. Source words lie as pixels of channels (NHWC codes) or as planes (NCHW codes): whichever needs no transposition.
+#include <algorithm>
+#include <cstring>
+#include <memory>
+
+#include "conv.h"
+#include "cpu_features.h"
+#include "parallel.h"
+
+namespace sb {
+namespace {
+
+Op<ProductKernels> output_op{"conv2d"};
+Op<ProductKernels> grad_input_op{"conv2d_grad_input"};
+
+constexpr i64 kTaskBytes = 256 << 10;  // source words of a task, and its sums: a quarter of the second cache each
+constexpr i64 kGrain = 1 << 18;        // multiply-accumulates below which a second thread costs more than it saves
+
+class Convolution {
+public:
+    Convolution(const ConvCall& call, bool backward, const ProductKernels& kernels, int threads)
+        : call_(call), k_(kernels), window_(call, backward), rows_(window_.rows), cols_(window_.cols), threads_(threads),
+          nr_(2 * kernels.lanes), padded_(round_up<i64>(window_.targets, kernels.lanes)),
+          panels_(ceil_div<i64>(window_.targets, nr_)), pixel_major_(call.a.stride[1] == 1) {
+        for (i64 g = 0; g < call.groups; ++g)
+            plans_.push_back(std::make_unique<Reduction>(
+                kernels, window_.sources, window_.left(call, g), call.a.format(), call.b.format(), call.wide));
+        for (const Phase& r : rows_.phases)
+            for (const Phase& c : cols_.phases) phases_.push_back({&r, &c});
+        width_ = (cols_.count() - 1) * cols_.src_step + cols_.high - cols_.low + 1;
+    }
+
+    void run() {
+        if (call_.n == 0 || rows_.dst == 0 || cols_.dst == 0 || window_.targets == 0) return;
+        pack_weights();
+        // Rows of i in a task: as many as the cache takes, few enough to give every thread some.
+        const i64 count = rows_.count();
+        const i64 source_row = 4 * width_ * most_words() * rows_.src_step;
+        const i64 sums_row = (call_.wide ? 8 : 4) * rows_.step * cols_.dst * padded_;
+        const i64 fit = std::max<i64>(1, kTaskBytes / std::max<i64>(1, std::max(source_row, sums_row)));
+        const i64 share = std::max<i64>(1, count * call_.n / (2 * threads_));
+        const i64 block = balanced(count, std::min(fit, share));
+        const i64 blocks = ceil_div(count, block);
+        parallel(threads_, call_.n * blocks, [&](i64 task, int) {
+            const i64 i0 = task % blocks * block;
+            for (i64 g = 0; g < call_.groups; ++g) convolve(task / blocks, g, i0, std::min(i0 + block, count));
+        });
+    }
+
+private:
+    struct PhasePair {
+        const Phase *rows, *cols;
+        i64 taps() const { return static_cast<i64>(rows->taps.size() * cols->taps.size()); }
+    };
+    struct Packed {  // the weights of one group and phase
+        const i32* words;
+        const i32* init;
+        std::vector<Chunk> chunks;
+    };
+
+    i64 most_words() const {
+        i64 most = 1;
+        for (const auto& plan : plans_) most = std::max(most, plan->words());
+        return most;
+    }
+    i64 panel_width(i64 panel) const { return std::min(nr_, padded_ - panel * nr_); }
+
+    void pack_weights() {
+        i64 words = 0, inits = 0;
+        for (const auto& plan : plans_)
+            for (const PhasePair& phase : phases_) {
+                packed_.push_back({nullptr, nullptr, plan->chunks(phase.taps())});
+                words += phase.taps() * plan->words() * padded_;
+                inits += static_cast<i64>(packed_.back().chunks.size()) * padded_;
+            }
+        i32* to = scratch<i32>(Slot::right, words);
+        i32* init = scratch<i32>(Slot::init, inits);
+        for (size_t i = 0; i < packed_.size(); ++i) {
+            packed_[i].words = to;
+            packed_[i].init = init;
+            to += phases_[i % phases_.size()].taps() * plans_[i / phases_.size()]->words() * padded_;
+            init += static_cast<i64>(packed_[i].chunks.size()) * padded_;
+        }
+        const i64 parts = static_cast<i64>(packed_.size());
+        const int threads = useful_threads(threads_, words, kGrain);
+        parallel(threads, parts * panels_, [&](i64 task, int) { pack_panel(task / panels_, task % panels_); });
+    }
+
+    void pack_panel(i64 part, i64 panel) const {
+        const i64 group = part / static_cast<i64>(phases_.size()), *stride = window_.weight_stride;
+        const PhasePair& phase = phases_[part % phases_.size()];
+        const Reduction& plan = *plans_[group];
+        const Packed& packed = packed_[part];
+        const i64 ld = panel_width(panel), first = panel * nr_, n = std::min(nr_, window_.targets - first);
+        i32* const begin = const_cast<i32*>(packed.words) + first * phase.taps() * plan.words();
+        i32* to = begin;
+        std::vector<i64> at;
+        for (const Phase::Tap& r : phase.rows->taps)
+            for (const Phase::Tap& s : phase.cols->taps) {
+                const u8* data = call_.b.codes() + group * stride[0] + first * stride[1] + r.weight * stride[3] + s.weight * stride[4];
+                k_.encode_columns(plan.right_codes(data, stride[1], stride[2]), n, plan.words(), to, ld);
+                at.push_back(to - begin);
+                to += plan.words() * ld;
+            }
+        Tile t{};
+        t.b = begin;
+        t.b_step = ld;
+        t.a_off = t.b_off = at.data();
+        const Correction correct(k_, plan);
+        for (size_t ch = 0; ch < packed.chunks.size(); ++ch)
+            correct.columns(chunk_tile(t, packed.chunks[ch]), ld,
+                            const_cast<i32*>(packed.init) + static_cast<i64>(ch) * padded_ + first);
+    }
+
+    // Source rows [from, from + count) of an image, with their borders, as words.
+    u8* pack_source(const Reduction& plan, i64 image, i64 group, i64 from, i64 count) const {
+        const i64 words = plan.words(), *stride = call_.a.stride;
+        i32* to = scratch<i32>(Slot::left, count * width_ * words);
+        const u8* data = call_.a.codes() + image * stride[0] + group * window_.sources * stride[1];
+        const Codes codes = plan.left_codes(data, stride[3], stride[1]);
+        const i64 begin = std::clamp<i64>(-cols_.low, 0, width_), end = std::clamp<i64>(cols_.src - cols_.low, begin, width_);
+        const i64 column = pixel_major_ ? words : 1, lines = pixel_major_ ? 1 : words;  // words in a pixel; runs in a row
+        for (i64 i = 0; i < count; ++i) {
+            i32* row = to + i * width_ * column;
+            const i64 h = from + i;
+            const bool inside = h >= 0 && h < rows_.src && begin < end;
+            const i64 left = inside ? begin : width_;
+            for (i64 line = 0; line < lines; ++line) {
+                i32* run = row + line * count * width_;
+                std::memset(run, codes.flip, static_cast<size_t>(4 * left * column));
+                if (inside) std::memset(run + end * column, codes.flip, static_cast<size_t>(4 * (width_ - end) * column));
+            }
+            if (!inside) continue;
+            Codes line = codes;
+            line.data += h * stride[2] + (begin + cols_.low) * stride[3];
+            if (pixel_major_) k_.encode_rows(line, end - begin, words, row + begin * words, words);
+            else k_.encode_columns(line, end - begin, words, row + begin, count * width_);
+        }
+        return reinterpret_cast<u8*>(to);
+    }
+
+    void convolve(i64 image, i64 group, i64 i0, i64 i1) const {
+        const Reduction& plan = *plans_[group];
+        const i64 from = i0 * rows_.src_step + rows_.low;
+        const i64 count = (i1 - 1 - i0) * rows_.src_step + rows_.high - rows_.low + 1;
+        const u8* source = pack_source(plan, image, group, from, count);
+        const i64 h0 = i0 * rows_.step, h1 = std::min(i1 * rows_.step, rows_.dst), pixels = (h1 - h0) * cols_.dst;
+        void* sums = scratch(Slot::sums, static_cast<size_t>((call_.wide ? 8 : 4) * pixels * padded_));
+
+        const i64 pixel = 4 * (pixel_major_ ? plan.words() : 1), line = width_ * pixel;  // bytes
+        std::vector<i64> a_off, b_off;
+        for (size_t ph = 0; ph < phases_.size(); ++ph) {
+            const PhasePair& phase = phases_[ph];
+            const Packed& packed = packed_[group * phases_.size() + ph];
+            const i64 height = std::min(i1, phase.rows->count) - i0;
+            a_off.clear();
+            for (const Phase::Tap& r : phase.rows->taps)
+                for (const Phase::Tap& s : phase.cols->taps)
+                    a_off.push_back((r.offset - rows_.low) * line + (s.offset - cols_.low) * pixel);
+            for (i64 panel = 0; panel < panels_; ++panel) {
+                const i64 ld = panel_width(panel), first = panel * nr_;
+                b_off.clear();
+                for (i64 tap = 0; tap < phase.taps(); ++tap) b_off.push_back(tap * plan.words() * ld);
+                Tile t{};
+                t.b = packed.words + first * phase.taps() * plan.words();
+                t.b_step = ld;
+                t.a_row = cols_.src_step * pixel;
+                t.a_step = pixel_major_ ? 4 : 4 * count * width_;
+                t.c_row = cols_.step * padded_;
+                t.a_off = a_off.data();
+                t.b_off = b_off.data();
+                const i64 to = phase.rows->first * cols_.dst * padded_ + phase.cols->first * padded_ + first;
+                tiles(plan, packed, phase, t, source, height, static_cast<int>(ld / k_.lanes), first, sums, to);
+            }
+        }
+        finish(image, group, h0, pixels, sums);
+    }
+
+    // All tiles of one panel and phase. Images 4 pixels wide fill a tile with several rows.
+    void tiles(const Reduction& plan, const Packed& packed, const PhasePair& phase, Tile t, const u8* source, i64 height,
+               int vectors, i64 first, void* sums, i64 to) const {
+        const i64 source_line = rows_.src_step * width_ * t.a_row / cols_.src_step, sums_line = rows_.step * cols_.dst * padded_;
+        const bool narrow = phase.cols->count == 4;
+        t.a_group = narrow ? source_line : 4 * t.a_row;
+        t.c_group = narrow ? sums_line : 4 * t.c_row;
+        const int mr = narrow ? k_.rows[vectors - 1] / 4 * 4 : k_.rows[vectors - 1];
+        const i64 lines = narrow ? 1 : height, run = narrow ? 4 * height : phase.cols->count;
+        const i64 tile_rows = narrow ? mr : balanced(run, mr);
+        const Correction correct(k_, plan);
+        std::vector<i32> row_sums(correct.has_rows() ? packed.chunks.size() * kMaxRows : 0);
+        for (i64 i = 0; i < lines; ++i)
+            for (i64 j = 0; j < run; j += tile_rows) {
+                const int rows = static_cast<int>(std::min(tile_rows, run - j));
+                t.a = source + i * source_line + (narrow ? j / 4 * t.a_group : j * t.a_row);
+                const i64 at = to + i * sums_line + (narrow ? j / 4 * t.c_group : j * t.c_row);
+                void* acc = call_.wide ? static_cast<void*>(static_cast<i64*>(sums) + at) : static_cast<i32*>(sums) + at;
+                for (size_t ch = 0; ch * kMaxRows < row_sums.size(); ++ch)
+                    correct.rows(chunk_tile(t, packed.chunks[ch]), rows, &row_sums[ch * kMaxRows]);
+                run_chunks(k_, packed.chunks, call_.wide, t, rows, vectors, acc, packed.init + first, padded_,
+                           row_sums.empty() ? nullptr : row_sums.data());
+            }
+    }
+
+    // The sums of rows from h0 on -> the output.
+    void finish(i64 image, i64 group, i64 h0, i64 pixels, const void* sums) const {
+        const i64 channels = window_.targets * call_.groups, first = group * window_.targets, plane = rows_.dst * cols_.dst;
+        float* scale = scratch<float>(Slot::scale, 2 * padded_);
+        float* bias = scale + padded_;
+        const float* given = reinterpret_cast<const float*>(call_.bias);
+        for (i64 d = 0; d < padded_; ++d) {
+            const i64 c = first + std::min(d, window_.targets - 1);
+            scale[d] = call_.scales()[image * call_.scale_stride[0] + c * call_.scale_stride[1]];
+            bias[d] = given ? given[c] : 0.0f;
+        }
+        const i64 at = h0 * cols_.dst;
+        Finish f{sums, call_.wide != 0, padded_, pixels, window_.targets, nullptr, scale, given ? bias : nullptr, nullptr, 1, plane};
+        if (call_.channels_last) {
+            f.out = call_.floats() + (image * plane + at) * channels + first;
+            f.out_row = channels;
+            f.out_col = 1;
+        } else {
+            f.out = call_.floats() + (image * channels + first) * plane + at;
+        }
+        k_.finish(f);
+    }
+
+    const ConvCall& call_;
+    const ProductKernels& k_;
+    Window window_;
+    const WindowAxis &rows_, &cols_;
+    int threads_;
+    i64 nr_, padded_, panels_, width_;
+    bool pixel_major_;
+    std::vector<std::unique_ptr<Reduction>> plans_;
+    std::vector<PhasePair> phases_;
+    std::vector<Packed> packed_;
+};
+
+const char* run(const void* arguments, bool backward, Op<ProductKernels>& op, int threads) {
+    const ConvCall& call = *static_cast<const ConvCall*>(arguments);
+    const i64 work = call.n * call.p * call.q * call.o * (call.c / call.groups) * call.r * call.s;
+    threads = useful_threads(threads, work, kGrain);
+    if (by_planes(call)) return window_by_planes(call, backward, threads);
+    const auto kernel = op.best();
+    Convolution(call, backward, *kernel.table, threads).run();
+    return kernel.name;
+}
+
+}  // namespace
+}  // namespace sb
+
+SB_EXPORT const char* sb_conv2d(const void* call, int threads) { return sb::run(call, false, sb::output_op, threads); }
+SB_EXPORT const char* sb_conv2d_grad_input(const void* call, int threads) {
+    return sb::run(call, true, sb::grad_input_op, threads);
+}
