@@ -176,6 +176,7 @@ def _like(a: Tensor, size) -> Tensor:
 def conv2d(x: QTensor, w: QTensor, bias: Tensor | None, params: ConvParams) -> Tensor:
     """y = conv(x, w) + bias in integers -> float32 (N, O, P, Q). ContractError where a scale varies inside the sum."""
     _check_shapes(x.shape, w.shape, params)
+    params.output_size(x.shape, w.shape)  # ValueError for a kernel that exceeds the input
     if params.spatial == 1:
         return conv2d(_with_height(x), _with_height(w), bias, params.with_height()).squeeze(2)
     x, w = x.fold_shift(1), w.fold_shift(1)
