@@ -1,0 +1,159 @@
+"""`subbyte doctor`: what this machine can run, and what will run."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from subbyte.cli.options import JsonOption
+
+# The instruction sets that decide how fast small integers multiply.
+_FLAGS = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512bw",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "sve",
+)
+_EXTRAS = {
+    "matplotlib": "plots",
+    "tensorboard": "TensorBoard events",
+    "PIL": "image files (imagefolder, predict)",
+    "triton": "GPU kernels",
+}
+
+
+def command(as_json: JsonOption = False) -> None:
+    """Show what this machine can run and will run: versions, CPU, threads, compiler, backends, GPUs, extras."""
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    sections = {
+        "versions": _versions(),
+        "CPU": _cpu(),
+        "OpenMP": _openmp(),
+        "compiler": _compiler(),
+        "GPU": _gpus(),
+        "backends": _backends(),
+        "ops": _ops(),
+        "extras": _extras(),
+    }
+    if as_json:
+        typer.echo(json.dumps(sections, indent=2))
+        return
+    table = Table(show_header=False)
+    for title, rows in sections.items():
+        for i, (name, value) in enumerate(rows.items()):
+            table.add_row(title if i == 0 else "", name, str(value))
+        table.add_section()
+    Console().print(table)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("subbyte", "torch", "numpy", "safetensors", "typer", "rich")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _cpu() -> dict[str, str]:
+    import torch
+
+    return {
+        "machine": platform.machine(),
+        "name": next(_cpuinfo("model name"), platform.processor() or "unknown"),
+        "instruction sets": " ".join(flag for flag in _FLAGS if flag in _cpu_flags()) or "unknown",
+        "torch uses": torch.backends.cpu.get_cpu_capability(),
+        "threads": f"{torch.get_num_threads()} in an op, {torch.get_num_interop_threads()} between ops",
+    }
+
+
+def _cpuinfo(key: str) -> Iterator[str]:
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.exists() else ():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            yield value.strip()
+
+
+def _cpu_flags() -> set[str]:
+    return set(next(_cpuinfo("flags"), next(_cpuinfo("Features"), "")).split())
+
+
+def _openmp() -> dict[str, str]:
+    import torch
+
+    torch.ones(1 << 16).sum()  # the pool starts with the first parallel op
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return {"runtimes": "unknown on this system"}
+    files = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "omp" in line.rpartition("/")[2]}
+    libraries = sorted(f for f in files if Path(f).name.startswith(("libgomp", "libomp", "libiomp")))
+    rows = {Path(library).name: library for library in libraries} or {"runtimes": "none loaded"}
+    if len(libraries) > 1:
+        rows["warning"] = "two runtimes in one process compete for the cores; keep the one that torch brings"
+    return rows
+
+
+def _compiler() -> dict[str, str]:
+    import os
+    import shutil
+    import subprocess
+
+    for name in filter(None, (os.environ.get("CXX"), "c++", "g++", "clang++")):
+        path = shutil.which(name)
+        if path:
+            answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+            return {name: (answer.stdout or answer.stderr).partition("\n")[0]}
+    return {"C++": "none found; set CXX or install one (g++ or clang++) to build the CPU kernels"}
+
+
+def _gpus() -> dict[str, str]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"CUDA": "none that this torch can use"}
+    rows = {}
+    for i in range(torch.cuda.device_count()):
+        gpu: Any = torch.cuda.get_device_properties(i)
+        rows[f"cuda:{i}"] = (
+            f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, compute capability {gpu.major}.{gpu.minor}"
+        )
+    return rows
+
+
+def _backends() -> dict[str, str]:
+    from subbyte import backends
+
+    rows = {name: module.available() or "available" for name, module in backends.discover().items()}
+    return {name: f"not available: {why}" if why != "available" else why for name, why in rows.items()} | {
+        "reference": "available"
+    }
+
+
+def _ops() -> dict[str, str]:
+    from subbyte import backends, ops
+
+    return {
+        name: ", else ".join([*(m.NAME for m in backends.usable() if hasattr(m, name)), "reference"])
+        for name in sorted(ops.registered)
+    }
+
+
+def _extras() -> dict[str, str]:
+    from importlib.util import find_spec
+
+    return {name: f"{'installed' if find_spec(name) else 'missing'}: {use}" for name, use in _EXTRAS.items()}

@@ -1,0 +1,466 @@
+"""Training: the same bits again and after a kill, run folders, checkpoints that don't fit, schedules, Config."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from subbyte.scheme import Scheme
+from subbyte.train import (
+    Checkpoint,
+    CheckpointError,
+    Config,
+    DivergedError,
+    RunError,
+    RunFolder,
+    evaluate,
+    load_run,
+    read_rows,
+    train,
+)
+from subbyte.train.build import load_dataset
+from subbyte.train.checkpoint import read_header
+from subbyte.train.metrics import TIMINGS
+from subbyte.train.optim import (
+    make_optimizer,
+    make_schedule,
+    optimizer_settings,
+    optimizer_tensors,
+    parameter_groups,
+    restore_optimizer,
+)
+from subbyte.train.stop import parse_seconds
+
+
+def digits(scheme: str = "float", **settings) -> Config:
+    """A run of seconds."""
+    settings = {"epochs": 2, "batch_size": 128, "threads": 1, "log_every": 5, **settings}
+    return Config.for_task("digits", scheme=Scheme.from_name(scheme).to_dict(), **settings)
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Equal bytes in every tensor of both checkpoints, equal rows apart from the timings."""
+    for name in ("last.safetensors", "best.safetensors"):
+        left, right = load_file(a / name), load_file(b / name)
+        assert left.keys() == right.keys()
+        for key in left:
+            assert left[key].dtype == right[key].dtype
+            assert left[key].numpy().tobytes() == right[key].numpy().tobytes(), key
+    rows = [
+        [{k: v for k, v in row.items() if k not in TIMINGS} for row in read_rows(d / "metrics.jsonl")] for d in (a, b)
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A finished float run."""
+    path = tmp_path_factory.mktemp("runs") / "float"
+    assert train(digits(), path, console=quiet()).finished
+    return path
+
+
+# The same bits again
+
+
+@pytest.mark.parametrize("scheme", ["float", "int4"])
+def test_same_command_twice_gives_identical_checkpoints(tmp_path, scheme):
+    config = digits(scheme, epochs=1, batch_size=256)
+    for name in "ab":
+        train(config, tmp_path / name, console=quiet())
+        torch.rand(7)  # whatever the process did before must not matter
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_another_seed_gives_other_weights(tmp_path, finished):
+    train(digits(seed=1, epochs=1), tmp_path / "other", console=quiet())
+    a, b = (load_file(path / "last.safetensors") for path in (tmp_path / "other", finished))
+    assert not torch.equal(a["model/fc.weight"], b["model/fc.weight"])
+
+
+@pytest.mark.parametrize(("scheme", "flags"), [("float", ["--optimizer", "adamw"]), ("int4", [])])
+def test_kill_in_the_middle_of_an_epoch_then_resume_equals_undisturbed(tmp_path, scheme, flags):
+    command = [sys.executable, "-m", "subbyte.cli", "train", "--scheme", scheme, "--epochs", "2", *flags]
+    command += ["--batch-size", "32", "--threads", "1", "--log-every", "4", "--checkpoint-every", "3"]
+
+    def position(run: Path) -> dict:
+        try:
+            return read_header(run / "last.safetensors")["progress"]
+        except CheckpointError:
+            return {"epoch": 0, "batch": 0}
+
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([*command, "--out", str(killed)], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None and position(killed)["batch"] < 6:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert position(killed)["batch"] > 0, "it was not killed in the middle of an epoch"
+    with open(killed / "metrics.jsonl", "ab") as file:
+        file.write(b'{"kind": "step", "cut o')  # what a machine that lost its power may leave
+
+    subprocess.run([*command, "--out", str(killed), "--resume"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL)
+    assert_same_run(tmp_path / "whole", killed)
+
+
+def test_pausing_again_and_again_changes_nothing(tmp_path, finished):
+    path, pauses = tmp_path / "paused", 0
+    outcome = train(digits(), path, console=quiet(), time_limit=1e-9)
+    while not outcome.finished:
+        pauses += 1
+        outcome = train(digits(), path, console=quiet(), time_limit=1e-9, resume=True)
+    assert pauses >= outcome.step
+    assert_same_run(finished, path)
+
+
+def test_resume_before_the_first_checkpoint_starts_from_the_beginning(tmp_path, finished):
+    path = tmp_path / "early"
+    train(digits(), path, console=quiet(), time_limit=1e-9)
+    (path / "last.safetensors").unlink()
+    train(digits(), path, console=quiet(), resume=True)
+    assert_same_run(finished, path)
+
+
+def test_evaluation_leaves_generators_and_mode_alone(finished):
+    run = load_run(finished)
+    run.model.train()
+    before = torch.get_rng_state()
+    evaluate(run.model, load_dataset(run.config), batch_size=100)
+    assert torch.equal(before, torch.get_rng_state())
+    assert run.model.training
+
+
+# Pausing
+
+
+def test_time_limit_checkpoints_and_says_so(tmp_path):
+    outcome = train(digits(epochs=10**6), tmp_path / "run", console=quiet(), time_limit=0.5)
+    assert not outcome.finished
+    assert "time limit" in outcome.reason
+    assert Checkpoint.load(tmp_path / "run" / "last.safetensors").progress.step == outcome.step > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_checkpoint_and_end_with_code_0(tmp_path, number):
+    run = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "subbyte.cli",
+        "train",
+        "--scheme",
+        "float",
+        "--epochs",
+        "100000",
+        "--threads",
+        "1",
+    ]
+    process = subprocess.Popen([*command, "--out", str(run)], stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (run / "last.safetensors").exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert f"stopped by {number.name}" in output
+    assert f"subbyte train --resume --out {run}" in output
+    Checkpoint.load(run / "last.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), ("1h30m", 5400), ("2min", 120)]
+)
+def test_durations(text, seconds):
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "ten", "10 parsecs", "-5m", "1..5h"])
+def test_bad_durations(text):
+    with pytest.raises(ValueError, match="no duration above 0"):
+        parse_seconds(text)
+
+
+# The run folder
+
+
+def test_a_run_folder_holds_everything(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        "config.json",
+        "dataset.json",
+        "metrics.jsonl",
+        "curves.png",
+        "report.json",
+        "events",
+        "last.safetensors",
+        "best.safetensors",
+    }
+    rows = read_rows(finished / "metrics.jsonl")
+    assert [row["epoch"] for row in rows if row["kind"] == "epoch"] == [1, 2]
+    assert [row["step"] for row in rows if row["kind"] == "step"] == [5, 10, 15, 20]
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((finished / "events").iterdir())
+    json.loads((finished / "report.json").read_text())
+
+
+def test_it_learns(tmp_path):
+    assert train(digits(epochs=4, batch_size=32), tmp_path / "run", console=quiet()).test_accuracy > 0.9
+
+
+def test_an_existing_folder_is_refused(finished, tmp_path):
+    with pytest.raises(RunError, match=r"exists already and holds a run; add --resume .* or choose another --out"):
+        train(digits(), finished, console=quiet())
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="holds other files"):
+        train(digits(), tmp_path, console=quiet())
+    with pytest.raises(RunError, match="is a file"):
+        train(digits(), tmp_path / "file", console=quiet())
+
+
+def test_resume_refuses_what_is_no_run(tmp_path):
+    with pytest.raises(RunError, match="there is no run folder"):
+        train(digits(), tmp_path / "nothing", resume=True)
+    with pytest.raises(RunError, match=r"no run folder: it has no config\.json"):
+        train(digits(), tmp_path, resume=True)
+
+
+def test_resume_refuses_other_settings_and_names_them(finished):
+    with pytest.raises(RunError, match=r"lr: 0\.2 here, 0\.05 there"):
+        train(digits(lr=0.2), finished, resume=True)
+
+
+def test_resuming_a_finished_run_changes_nothing(finished):
+    before = (finished / "last.safetensors").read_bytes()
+    outcome = train(digits(), finished, resume=True, console=quiet())
+    assert outcome.finished
+    assert (finished / "last.safetensors").read_bytes() == before
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    folder = RunFolder(tmp_path)
+    with folder.locked(), pytest.raises(RunError, match="in use by another process"), RunFolder(tmp_path).locked():
+        pass
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "tensorboard"])
+def test_missing_extras_give_one_note_and_training_goes_on(tmp_path, monkeypatch, package):
+    for name in [
+        name for name in sys.modules if name.partition(".")[0] == package or name == "torch.utils.tensorboard"
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    console = quiet()
+    assert train(digits(), tmp_path / "run", console=console).finished
+    assert console.file.getvalue().count(f"{package} is not installed") == 1
+
+
+# Checkpoints
+
+
+def test_a_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    path = tmp_path / "run"
+    with pytest.raises(
+        DivergedError, match=r"(?s)at step \d+ \(epoch .*learning rate .*lower --lr than 1e\+30"
+    ) as caught:
+        train(digits(lr=1e30, warmup_epochs=0, epochs=3), path, console=quiet(), checkpoint_every=1)
+    assert caught.value.exit_code == 1
+    if (path / "last.safetensors").exists():
+        for tensor in Checkpoint.load(path / "last.safetensors").model.values():
+            assert torch.isfinite(tensor.float()).all()
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path, finished):
+    whole = (finished / "last.safetensors").read_bytes()
+    for length in (0, 5, 1000, len(whole) - 1):
+        (tmp_path / "cut.safetensors").write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=f"truncated or corrupt \\({length:,} bytes"):
+            Checkpoint.load(tmp_path / "cut.safetensors")
+
+
+def test_a_foreign_or_missing_checkpoint_is_refused(tmp_path):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="not a subbyte checkpoint"):
+        Checkpoint.load(tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        Checkpoint.load(tmp_path / "nothing.safetensors")
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_names_and_sizes(tmp_path, finished):
+    train(digits(model="resnet20", epochs=1, batch_size=1000), tmp_path / "run", console=quiet(), time_limit=1e-9)
+    (tmp_path / "run" / "last.safetensors").write_bytes((finished / "last.safetensors").read_bytes())
+    with pytest.raises(
+        CheckpointError, match=r"\d+ missing from the file: conv1\.weight.*\d+ not in the model: block1"
+    ):
+        load_run(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="other settings: model: resnet20 here, smallcnn there"):
+        train(digits(model="resnet20", epochs=1, batch_size=1000), tmp_path / "run", resume=True, console=quiet())
+
+
+def test_a_checkpoint_of_another_size_is_refused_with_both_sizes(tmp_path, finished):
+    saved = Checkpoint.load(finished / "last.safetensors")
+    saved.model["fc.weight"] = torch.zeros(7, 64)
+    for file in finished.glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    saved.save(tmp_path / "last.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 of another shape: fc\.weight \(file \(7, 64\), model \(10, 64\)\)"):
+        load_run(tmp_path)
+
+
+def test_lost_rows_are_noticed(tmp_path):
+    train(digits(), tmp_path / "run", console=quiet())
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="rows are lost"):
+        train(digits(), tmp_path / "run", resume=True, console=quiet())
+
+
+def test_saving_leaves_no_file_aside_and_follows_the_umask(finished):
+    assert not list(finished.glob("*.part"))
+    assert (finished / "last.safetensors").stat().st_mode == (finished / "config.json").stat().st_mode
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_optimizer_state_round_trip(name):
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+    def step(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        net(torch.arange(12.0).view(4, 3)).square().sum().backward()
+        optimizer.step()
+
+    config = digits(optimizer=name, weight_decay=0.1)
+    a, b = model(), model()
+    first, second = make_optimizer(a, config), make_optimizer(b, config)
+    step(a, first)
+    first.param_groups[0]["lr"] = 0.0123
+    b.load_state_dict(a.state_dict())
+    tensors = {name: tensor.clone() for name, tensor in optimizer_tensors(a, first).items()}
+    restore_optimizer(b, second, tensors, json.loads(json.dumps(optimizer_settings(first))))
+    assert set(optimizer_tensors(b, second)) >= {"0.weight/" + ("exp_avg" if name == "adamw" else "momentum_buffer")}
+    step(a, first)
+    step(b, second)
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+
+
+def test_decay_spares_norm_and_bias():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
+    decayed, free = parameter_groups(model, 0.5)
+    assert [p.ndim for p in decayed["params"]] == [4, 2]
+    assert decayed["weight_decay"] == 0.5
+    assert free["weight_decay"] == 0.0
+    assert len(free["params"]) == 4
+
+
+# Schedules against their formulas
+
+
+def rates(steps_per_epoch: int, **settings) -> list[float]:
+    config = digits(lr=0.4, **settings)
+    optimizer = make_optimizer(nn.Linear(1, 1), config)
+    schedule = make_schedule(optimizer, config, steps_per_epoch)
+    result = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(config.epochs * steps_per_epoch):
+            result.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+    return result
+
+
+def test_cosine_follows_its_formula():
+    expected = [0.2 * (1 + math.cos(math.pi * t / 50)) for t in range(50)]
+    assert rates(10, epochs=5, warmup_epochs=0) == pytest.approx(expected, rel=1e-9)
+
+
+def test_cosine_with_warmup_follows_its_formula():
+    warmup, total = 15, 50
+    expected = [0.4 * (1e-3 + (1 - 1e-3) * t / warmup) for t in range(warmup)]
+    expected += [0.2 * (1 + math.cos(math.pi * t / (total - warmup))) for t in range(total - warmup)]
+    assert rates(10, epochs=5, warmup_epochs=1.5) == pytest.approx(expected, rel=1e-9)
+
+
+def test_onecycle_follows_its_formula():
+    def cosine(start: float, end: float, part: float) -> float:
+        return end + (start - end) / 2 * (1 + math.cos(math.pi * part))
+
+    peak, last = 0.3 * 50 - 1, 49
+    expected = [
+        cosine(0.4 / 25, 0.4, t / peak) if t <= peak else cosine(0.4, 0.4 / 25 / 1e4, (t - peak) / (last - peak))
+        for t in range(50)
+    ]
+    assert rates(10, epochs=5, schedule="onecycle") == pytest.approx(expected, rel=1e-9)
+
+
+def test_constant_is_constant():
+    assert rates(10, epochs=5, schedule="constant") == [0.4] * 50
+
+
+# Config
+
+
+def test_config_json_round_trip():
+    config = Config.for_task(
+        "cifar10", scheme=Scheme.from_name("int4").to_dict(), lr=0.1 + 0.2, data_dir="/data", stem="cifar"
+    )
+    assert Config.from_json(config.to_json()) == config
+
+
+def test_config_refuses_another_version_and_unknown_settings():
+    values = digits().to_dict()
+    with pytest.raises(ValueError, match="version 99"):
+        Config.from_dict({**values, "version": 99})
+    with pytest.raises(ValueError, match=r"unknown setting 'momentun'.*did you mean 'momentum'"):
+        Config.from_dict({**values, "momentun": 0.9})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"lr": 0.0}, "lr is 0.0"),
+        ({"lr": math.nan}, "lr is nan"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1"),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"optimizer": "adam"}, "did you mean 'adamw'"),
+        ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"warmup_epochs": 2}, "warmup_epochs is 2"),
+        ({"schedule": "onecycle", "warmup_epochs": 0}, "must be above 0"),
+        ({"schedule": "constant", "warmup_epochs": 1}, "no warm-up"),
+        ({"optimizer": "adamw", "nesterov": True}, "nesterov belongs to sgd"),
+        ({"image_size": 64}, "image_size is for imagefolder"),
+    ],
+)
+def test_config_refuses_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        digits(**settings)
+
+
+def test_differences_leave_out_where_a_run_runs():
+    config = digits()
+    assert config.differences(dataclasses.replace(config, device="cuda", threads=7, data_dir="/elsewhere")) == []
+    assert config.differences(dataclasses.replace(config, seed=3)) == ["seed: 0 here, 3 there"]
