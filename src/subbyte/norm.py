@@ -7,6 +7,8 @@
     dx = (1/D) [h - mean(h) - c (t - mean(t)) mean(h xhat)]            (l2: the last term is xhat mean(h xhat))
     dgamma = sum(g xhat),  dbeta = sum(g)
 
+Without centring (RMSNorm) mu = 0, and the terms mean(h) and mean(t) go.
+
 x, xhat, gamma, g travel as codes; every sum is a sum of integers (ops.norm). Between the sums stand a few float64
 operations on one number for each statistic, below, which every backend shares.
 Sources: Guo et al., arXiv 2411.10948 (fully quantized L1 normalization, reconstructed); Wu et al., arXiv 1802.09769.
@@ -15,7 +17,7 @@ Sources: Guo et al., arXiv 2411.10948 (fully quantized L1 normalization, reconst
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,16 +43,31 @@ class Geometry:
     param_dims    reduced by the gradients of gamma and beta: (0, 2, 3), and (0,)
     input_axis    an axis along which the input's scale may differ: one scale for each statistic
     gradient_axis an axis along which the gradient's may: it must be constant over both dims and param_dims, or None
+    lead          0, or how many leading axes together number the statistics: the input's scale may differ along all
+    centred       is the mean taken off? (not in RMSNorm)
     """
 
     dims: tuple[int, ...]
     param_dims: tuple[int, ...]
     input_axis: int | None
     gradient_axis: int | None
+    lead: int = 0
+    centred: bool = True
 
 
-BATCH_NORM_2D = Geometry((0, 2, 3), (0, 2, 3), input_axis=1, gradient_axis=1)
+def batch_norm(ndim: int) -> Geometry:
+    """BatchNorm on (N, C, ...): a statistic for each channel."""
+    rest = (0, *range(2, ndim))
+    return Geometry(rest, rest, input_axis=1, gradient_axis=1)
+
+
+def group_norm(ndim: int) -> Geometry:
+    """GroupNorm and InstanceNorm on (N, groups, C / groups, ...): a statistic for each sample and group."""
+    return Geometry(tuple(range(2, ndim)), (0, *range(3, ndim)), input_axis=None, gradient_axis=1, lead=2)
+
+
 LAYER_NORM = Geometry((1,), (0,), input_axis=0, gradient_axis=None)
+RMS_NORM = replace(LAYER_NORM, centred=False)
 
 
 def denominator(spread: Tensor, eps: float, l2: bool) -> Tensor:
@@ -76,8 +93,7 @@ class QuantizedNorm(torch.autograd.Function):
                 y, mu, d, k = _float_forward(x, gamma, beta, geo, l2, eps)
             else:
                 q_gamma = _codes_of_gamma(gamma, x, scheme)
-                qx = scheme.quantizer("input", geo.input_axis)(x)
-                record.measure("activation", x, qx, scheme.quantizer("input", geo.input_axis))
+                qx = _codes_of_input(x, geo, scheme, record)
                 y, mu, d, k = _forward(qx, q_gamma, beta, geo, scheme, n, eps)
                 k = ops.narrow(k, scheme.format("saved").bits)
             if any(ctx.needs_input_grad[:3]):
@@ -108,6 +124,18 @@ class QuantizedNorm(torch.autograd.Function):
         return dx.to(ctx.x_dtype) if ctx.needs_input_grad[0] else None, *shaped, None, None, None, None, None
 
 
+def _codes_of_input(x: Tensor, geo: Geometry, scheme: NormScheme, record: LayerRecord) -> QTensor:
+    """x with a scale for each statistic."""
+    quantizer = scheme.quantizer("input", 0 if geo.lead else geo.input_axis)
+    rows = x.flatten(0, geo.lead - 1) if geo.lead else x
+    q = quantizer(rows)
+    record.measure("activation", rows, q, quantizer)
+    if not geo.lead:
+        return q
+    lead = x.shape[: geo.lead] if q.scale.numel() > 1 else [1] * geo.lead
+    return QTensor(q.codes.view(x.shape), q.scale.view(*lead, *q.scale.shape[1:]), q.format)
+
+
 def _codes_of_gamma(gamma: Tensor | None, x: Tensor, scheme: NormScheme) -> QTensor:
     """gamma with one scale: constant inside every sum. Without gamma: the code 1 with scale 1."""
     fmt = scheme.format("weight")
@@ -125,14 +153,22 @@ def _codes_of_gradient(g: Tensor, geo: Geometry, scheme: NormScheme, stream, rec
 
 
 def _forward(qx: QTensor, q_gamma: QTensor, beta, geo: Geometry, scheme: NormScheme, n: int, eps: float):
-    """On codes q, scale s: n (x - mu) = s (n q - S), mean|x - mu| = s A / n^2, var = s^2 (n sum q^2 - S^2) / n^2."""
+    """On codes q, scale s: n (x - mu) = s (n q - S), mean|x - mu| = s A / n^2, var = s^2 (n sum q^2 - S^2) / n^2.
+
+    Without centring x = s q, mean|x| = s sum|q| / n, mean x^2 = s^2 sum q^2 / n.
+    """
     l2, fmt = scheme.kind == "l2", scheme.format("normalized")
-    total, spread, top = norm_ops.norm_stats(qx.codes, list(geo.dims), l2)
+    if geo.centred:
+        total, spread, top = norm_ops.norm_stats(qx.codes, list(geo.dims), l2)
+        count = n
+    else:
+        spread, top = norm_ops.norm_stats_uncentred(qx.codes, list(geo.dims), l2)
+        total, count = torch.zeros_like(spread), 1
     s = qx.scale.double()
     mu = s * total.double() / n
-    spread = spread.double() / (float(n) * n)
+    spread = spread.double() / (float(count) * n)
     d = denominator(s * s * spread if l2 else s * spread, eps, l2)
-    unit = s / (n * d)  # xhat = unit (n q - S)
+    unit = s / (count * d)  # xhat = unit (count q - S)
     # xhat's scale must not vary inside the sums of the gradients of gamma: the largest reach of those statistics.
     reach = (unit * top.double()).amax(geo.param_dims, keepdim=True).float()
     reach = torch.where(reach < numerics.RANGE_FLOOR, torch.zeros_like(reach), reach)
@@ -140,7 +176,7 @@ def _forward(qx: QTensor, q_gamma: QTensor, beta, geo: Geometry, scheme: NormSch
     factor = factor.nan_to_num(nan=0.0, posinf=0.0).float()
     scale = numerics.step(reach, fmt)
     beta = torch.zeros([1] * qx.codes.ndim, device=qx.device) if beta is None else beta.float()
-    y, k = norm_ops.norm_apply(qx.codes, total, factor, n, fmt.bits, q_gamma.codes, scale * q_gamma.scale, beta)
+    y, k = norm_ops.norm_apply(qx.codes, total, factor, count, fmt.bits, q_gamma.codes, scale * q_gamma.scale, beta)
     return y, mu, d, QTensor(k, scale, fmt)
 
 
@@ -154,6 +190,8 @@ def _backward(qg: QTensor, k: QTensor, q_gamma: QTensor, d: Tensor, geo: Geometr
     mean_hk = sk * sum_hk.double() / n
     v = (sk * mean_hk if l2 else L1_FACTOR * mean_hk).float()
     t = torch.zeros_like(u) if l2 else (sum_t.double() / n).float()
+    if not geo.centred:
+        u, t = torch.zeros_like(u), torch.zeros_like(t)
     dx = norm_ops.norm_grad_apply(qg.codes, k.codes, q_gamma.codes, a, u, v, t, l2)
     return dx, sum_gk.float() * (qg.scale * k.scale), sum_g.float() * qg.scale
 
@@ -161,6 +199,8 @@ def _backward(qg: QTensor, k: QTensor, q_gamma: QTensor, d: Tensor, geo: Geometr
 def _float_forward(x: Tensor, gamma, beta, geo: Geometry, l2: bool, eps: float):
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     mu = wide.mean(geo.dims, keepdim=True)
+    if not geo.centred:
+        mu = torch.zeros_like(mu)
     centred = wide - mu
     d = denominator((centred.square() if l2 else centred.abs()).mean(geo.dims, keepdim=True), eps, l2)
     k = centred / d
@@ -173,7 +213,10 @@ def _float_backward(g: Tensor, k: Tensor, d: Tensor, gamma, geo: Geometry, l2: b
     h = g if gamma is None else g * gamma
     mean_h, mean_hk = h.mean(geo.dims, keepdim=True), (h * k).mean(geo.dims, keepdim=True)
     t = k.sign()
-    last = k * mean_hk if l2 else L1_FACTOR * (t - t.mean(geo.dims, keepdim=True)) * mean_hk
+    mean_t = t.mean(geo.dims, keepdim=True)
+    if not geo.centred:
+        mean_h, mean_t = torch.zeros_like(mean_h), torch.zeros_like(mean_t)
+    last = k * mean_hk if l2 else L1_FACTOR * (t - mean_t) * mean_hk
     dx = (h - mean_h - last) / d.to(k.dtype)
     return dx, (g * k).sum(geo.param_dims, keepdim=True), g.sum(geo.param_dims, keepdim=True)
 

@@ -6,25 +6,36 @@ import functools
 
 import torch
 
+from .batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .conv import Conv1d, Conv2d, Conv3d
 from .conv_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from .group_norm import GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .linear import Linear
-from .norm import BatchNorm2d, LayerNorm
+from .norm import NormLayer
 from .quantized import REGISTRY, ProductLayer, QuantizedLayer
+from .row_norm import LayerNorm, RMSNorm
 
 __all__ = [
     "REGISTRY",
+    "BatchNorm1d",
     "BatchNorm2d",
+    "BatchNorm3d",
     "Conv1d",
     "Conv2d",
     "Conv3d",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "LayerNorm",
     "Linear",
+    "NormLayer",
     "ProductLayer",
     "QuantizedLayer",
+    "RMSNorm",
 ]
 
 
@@ -34,10 +45,10 @@ def _guard_sync_batchnorm() -> None:
 
     @functools.wraps(original)
     def convert_sync_batchnorm(module, process_group=None):
-        found = [name for name, m in module.named_modules() if isinstance(m, BatchNorm2d)]
+        found = [name for name, m in module.named_modules() if isinstance(m, BatchNorm)]
         if found:
             raise TypeError(
-                f"convert_sync_batchnorm would turn {len(found)} quantized BatchNorm2d ({found[0]!r}, ...) into float "
+                f"convert_sync_batchnorm would turn {len(found)} quantized BatchNorm ({found[0]!r}, ...) into float "
                 "SyncBatchNorm; dequantize_ the model first"
             )
         return original(module, process_group)

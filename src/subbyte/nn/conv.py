@@ -24,7 +24,7 @@ class _Convolution(ProductLayer):
     padding: Any
     dilation: Any
     groups: int
-    padding_mode: str
+    padding_mode: Any
     _reversed_padding_repeated_twice: list[int]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class _TransposedConvolution(ProductLayer):
     padding: Any
     dilation: Any
     groups: int
-    padding_mode: str
+    padding_mode: Any
     weight: Tensor
     _output_padding: Any
 

@@ -2,7 +2,7 @@
 
 q      codes of the input, one scale for each statistic or for the tensor
 dims   the axes that a statistic reduces: (0, 2, 3) for BatchNorm2d, the trailing ones for LayerNorm
-n      how many codes a statistic reduces
+n      how many codes a statistic reduces; in norm_apply 1 (and S = 0) for a norm without a mean
 
 Between the sums and the passes lie a few float64 operations on one number for each statistic; they are written once, in
 autograd.py, and are the same on every backend. Sums of integers do not depend on their order: nor on threads.
@@ -51,6 +51,18 @@ def norm_stats(q: Tensor, dims: list[int], l2: bool) -> tuple[Tensor, Tensor, Te
     deviation = (n * wide - total).abs()
     spread = n * (wide * wide).sum(dims, keepdim=True) - total * total if l2 else deviation.sum(dims, keepdim=True)
     return total, spread, deviation.amax(dims, keepdim=True)
+
+
+def _uncentred_fake(q, dims, l2):
+    return tuple(q.new_empty(_keepdim(q, dims), dtype=torch.int64) for _ in range(2))
+
+
+@op("(Tensor q, int[] dims, bool l2) -> (Tensor, Tensor)", _uncentred_fake)
+def norm_stats_uncentred(q: Tensor, dims: list[int], l2: bool) -> tuple[Tensor, Tensor]:
+    """(A, M) of a norm without a mean (RMSNorm): A = sum |q| (l2: sum q^2), M = max |q|; int64."""
+    count(q.shape, dims)
+    size = q.to(torch.int64).abs()
+    return (size * size if l2 else size).sum(dims, keepdim=True), size.amax(dims, keepdim=True)
 
 
 def _apply_fake(q, total, factor, n, bits, q_gamma, scale, beta):
