@@ -31,6 +31,12 @@ class LayerScheme:
     activation: Quantizer | None = None
     gradient: Quantizer | None = None
 
+    def __post_init__(self) -> None:
+        for role in ("weight", "activation", "gradient"):
+            q = getattr(self, role)
+            if not (q is None or isinstance(q, Quantizer)):
+                raise TypeError(f"{role} takes a quantizer such as AbsMax(8), or None for floats, not {q!r}")
+
     @property
     def is_float(self) -> bool:
         return self.weight is None and self.activation is None and self.gradient is None
@@ -140,6 +146,12 @@ class Scheme:
     last: LayerScheme | None = None
     overrides: tuple[tuple[str, LayerScheme | NormScheme | None], ...] = ()
 
+    def __post_init__(self) -> None:
+        for pattern, scheme in self.overrides:
+            _compile(pattern)  # here, and not when half of a model is converted
+            if not (scheme is None or isinstance(scheme, (LayerScheme, NormScheme))):
+                raise TypeError(f"override {pattern!r} takes a LayerScheme, a NormScheme or None, not {scheme!r}")
+
     # ------------------------------------------------------------------------------------------------- recipes
 
     @staticmethod
@@ -164,7 +176,6 @@ class Scheme:
 
     def override(self, pattern: str, scheme: LayerScheme | NormScheme | None) -> Scheme:
         """The same scheme with one more override, which goes before the others."""
-        _compile(pattern)
         return dataclasses.replace(self, overrides=((pattern, scheme), *self.overrides))
 
     def for_layer(self, name: str, position: str = "") -> LayerScheme | None:
@@ -203,11 +214,9 @@ class Scheme:
     @staticmethod
     def from_dict(d: dict[str, Any]) -> Scheme:
         """The inverse of to_dict. ValueError for unknown keys, unknown quantizers and newer versions."""
-        if not isinstance(d, dict):
-            raise ValueError(f"a scheme is a JSON object, not {type(d).__name__}")
-        reject_unknown(d, ["version", "name", "layer", "norm", "first", "last", "overrides"], "a scheme")
+        _fields_of(d, ["version", "name", "layer", "norm", "first", "last", "overrides"], "a scheme")
         version = d.get("version")
-        if version is None or version > VERSION:
+        if type(version) is not int or not 1 <= version <= VERSION:
             raise ValueError(f"this scheme has version {version}; this release reads versions up to {VERSION}")
         return Scheme(
             name=d.get("name", "custom"),
@@ -215,7 +224,7 @@ class Scheme:
             norm=_norm_from_dict(d.get("norm", {})),
             first=None if d.get("first") is None else _layer_from_dict(d["first"]),
             last=None if d.get("last") is None else _layer_from_dict(d["last"]),
-            overrides=tuple((o["pattern"], _override_from_dict(o)) for o in d.get("overrides", [])),
+            overrides=tuple(_override_from_dict(o) for o in d.get("overrides", [])),
         )
 
     def to_json(self) -> str:
@@ -271,12 +280,13 @@ class Scheme:
     def table(self):
         """rows() as a rich Table."""
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(title=f"scheme {self.name}")
         for column in ("where", "tensor", "format", "rounding", "scale"):
-            table.add_column(column)
+            table.add_column(column, overflow="fold")
         for row in self.rows():
-            table.add_row(*row)
+            table.add_row(*(Text(cell) for cell in row))  # a pattern may look like markup
         return table
 
     def __str__(self) -> str:
@@ -310,13 +320,24 @@ def _layer_to_dict(s: LayerScheme) -> dict[str, Any]:
     return {role: quantizers.to_dict(getattr(s, role)) for role in ("weight", "activation", "gradient")}
 
 
+def _fields_of(d: Any, known: list[str], what: str) -> dict[str, Any]:
+    """d itself, if it is an object with known fields only."""
+    if not isinstance(d, dict):
+        raise ValueError(f"{what} is a JSON object, not {d!r}")
+    reject_unknown(d, known, what)
+    return d
+
+
 def _layer_from_dict(d: dict[str, Any]) -> LayerScheme:
-    reject_unknown(d, ["weight", "activation", "gradient"], "a layer's scheme")
+    _fields_of(d, ["weight", "activation", "gradient"], "a layer's scheme")
+    for role, q in d.items():
+        if not (q is None or isinstance(q, dict)):
+            raise ValueError(f'{role} is an object such as {{"type": "AbsMax", "bits": 8}}, or null, not {q!r}')
     return LayerScheme(**{role: quantizers.from_dict(q) for role, q in d.items()})
 
 
 def _norm_from_dict(d: dict[str, Any]) -> NormScheme:
-    reject_unknown(d, [f.name for f in dataclasses.fields(NormScheme)], "a norm's scheme")
+    _fields_of(d, [f.name for f in dataclasses.fields(NormScheme)], "a norm's scheme")
     return NormScheme(**d)
 
 
@@ -326,11 +347,14 @@ def _override_to_dict(s: LayerScheme | NormScheme | None) -> dict[str, Any]:
     return {"norm": dataclasses.asdict(s)} if isinstance(s, NormScheme) else {"layer": _layer_to_dict(s)}
 
 
-def _override_from_dict(o: dict[str, Any]) -> LayerScheme | NormScheme | None:
-    reject_unknown(o, ["pattern", "layer", "norm", "float"], "an override")
+def _override_from_dict(o: dict[str, Any]) -> tuple[str, LayerScheme | NormScheme | None]:
+    _fields_of(o, ["pattern", "layer", "norm", "float"], "an override")
+    kinds = [k for k in ("layer", "norm", "float") if k in o]
+    if not isinstance(o.get("pattern"), str) or len(kinds) != 1:
+        raise ValueError(f"an override has a pattern and one of layer, norm, float, not {sorted(o)}")
     if "norm" in o:
-        return _norm_from_dict(o["norm"])
-    return _layer_from_dict(o["layer"]) if "layer" in o else None
+        return o["pattern"], _norm_from_dict(o["norm"])
+    return o["pattern"], _layer_from_dict(o["layer"]) if "layer" in o else None
 
 
 def _recipe(name: str, bits: int, gradient: Quantizer, saved: int) -> Scheme:
