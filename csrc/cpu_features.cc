@@ -16,7 +16,8 @@ struct IsaInfo {
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2"); }
 bool has_avx512vnni() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
 }
 #else
 bool has_avx2() { return false; }
@@ -36,7 +37,7 @@ struct Entry {
     Kernel kernel;
 };
 
-// Plain storage: registration runs before main, in no particular order between files, so nothing here has a constructor.
+// Plain storage: registration runs before main, in any order of the files, so nothing here may have a constructor.
 constexpr int kMaxEntries = 512;
 Entry entries[kMaxEntries];
 int entry_count = 0;

@@ -10,18 +10,18 @@ namespace sb {
 struct NormPassKernels {
     // k = round(to_fixed(float(count q - total) * factor)),  y = float(k gamma) * scale + beta
     void (*apply_signed)(
-        const i8* q, Lane<i32> total, Lane<float> factor, Lane<i32> gamma, Lane<float> scale, Lane<float> beta, i32 count,
-        float high, i64 n, float* y, i8* k);
+        const i8* q, Lane<i32> total, Lane<float> factor, Lane<i32> gamma, Lane<float> scale, Lane<float> beta,
+        i32 count, float high, i64 n, float* y, i8* k);
     void (*apply_unsigned)(
-        const u8* q, Lane<i32> total, Lane<float> factor, Lane<i32> gamma, Lane<float> scale, Lane<float> beta, i32 count,
-        float high, i64 n, float* y, i8* k);
+        const u8* q, Lane<i32> total, Lane<float> factor, Lane<i32> gamma, Lane<float> scale, Lane<float> beta,
+        i32 count, float high, i64 n, float* y, i8* k);
     // dx = a * (float(gamma g) - (u + v * (s - t))),  s = sign(k), or k for L2
     void (*grad_apply)(
-        const i8* g, const i8* k, Lane<i32> gamma, Lane<float> a, Lane<float> u, Lane<float> v, Lane<float> t, bool l2, i64 n,
-        float* dx);
+        const i8* g, const i8* k, Lane<i32> gamma, Lane<float> a, Lane<float> u, Lane<float> v, Lane<float> t, bool l2,
+        i64 n, float* dx);
 };
 
-// Sums over the rows of a dense (rows, columns) matrix of codes, added to what stands in the arrays of `columns` numbers.
+// Sums over the rows of a dense (rows, columns) matrix of codes, added to what stands in arrays of `columns` numbers.
 // Codes are bytes; those of an unsigned format are moved by 128 into signed ones: code = byte ^ flip, flip 0 or 128.
 constexpr i64 kMaxRows = 1 << 16;  // rows in one call: sums of products of two codes stay in 32 bits
 

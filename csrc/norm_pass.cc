@@ -1,7 +1,7 @@
 // sb_norm_apply and sb_norm_grad_apply: the element-wise passes of quantized normalization, for any dense layout.
 //
-// Statistics and parameters may each vary along axes of their own (channels of a batch norm; rows and columns of a layer
-// norm): broadcast.h cuts the tensor into pieces over which every operand is one value or one run.
+// Statistics and parameters may each vary along axes of their own (channels of a batch norm; rows and columns of a
+// layer norm): broadcast.h cuts the tensor into pieces over which every operand is one value or one run.
 #include <cmath>
 #include <cstdlib>
 #include <vector>

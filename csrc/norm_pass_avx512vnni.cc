@@ -18,6 +18,7 @@ SB_TARGET_END
 namespace sb::avx512vnni {
 static const NormPassKernels kernels{apply_signed, apply_unsigned, grad_apply};
 static const Register registered_norm_apply{"norm_apply", Isa::avx512vnni, "norm_apply_avx512vnni", &kernels};
-static const Register registered_norm_grad_apply{"norm_grad_apply", Isa::avx512vnni, "norm_grad_apply_avx512vnni", &kernels};
+static const Register registered_norm_grad_apply{
+    "norm_grad_apply", Isa::avx512vnni, "norm_grad_apply_avx512vnni", &kernels};
 }  // namespace sb::avx512vnni
 #endif

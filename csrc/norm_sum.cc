@@ -93,7 +93,8 @@ private:
 template <class T>
 class PerWorker {
 public:
-    PerWorker(i64 n, int workers, T first) : stride_(round_up<i64>(n, 64)), values_(static_cast<size_t>(stride_ * workers), first) {}
+    PerWorker(i64 n, int workers, T first)
+        : stride_(round_up<i64>(n, 64)), values_(static_cast<size_t>(stride_ * workers), first) {}
     T* of(int worker) { return &values_[static_cast<size_t>(worker * stride_)]; }
 
 private:
@@ -120,9 +121,12 @@ Moments of_row(const NormSumKernels& kernel, const u8* q, u8 flip, i64 n, bool l
     std::fill(least, least + kRunLanes, INT16_MAX);
     std::fill(greatest, greatest + kRunLanes, INT16_MIN);
     const auto in_calls = [&](const auto& matrix) {  // kMaxRows rows at a time
-        for (i64 at = 0; at < n; at += kMaxRows * kRunLanes) Slots::visit_run(at, std::min(n - at, kMaxRows * kRunLanes), 0, matrix);
+        constexpr i64 most = kMaxRows * kRunLanes;
+        for (i64 at = 0; at < n; at += most) Slots::visit_run(at, std::min(n - at, most), 0, matrix);
     };
-    in_calls([&](i64 at, i64 rows, i64 columns, i64) { kernel.moments(q + at, flip, rows, columns, sum, least, greatest); });
+    in_calls([&](i64 at, i64 rows, i64 columns, i64) {
+        kernel.moments(q + at, flip, rows, columns, sum, least, greatest);
+    });
     Moments m;
     for (i64 i = 0; i < kRunLanes; ++i) {
         m.sum += sum[i];
@@ -136,12 +140,17 @@ Moments of_row(const NormSumKernels& kernel, const u8* q, u8 flip, i64 n, bool l
         else
             kernel.above(q + at, flip, rows, columns, threshold, sum_above, count_above);
     });
-    for (i64 i = 0; i < kRunLanes; ++i) m.squares += squares[i], m.sum_above += sum_above[i], m.count_above += count_above[i];
+    for (i64 i = 0; i < kRunLanes; ++i) {
+        m.squares += squares[i];
+        m.sum_above += sum_above[i];
+        m.count_above += count_above[i];
+    }
     return m;
 }
 
 void stats_by_slots(
-    const NormSumKernels& kernel, const u8* q, u8 flip, const Shape& shape, bool l2, int workers, i64* total, i64* spread, i64* top) {
+    const NormSumKernels& kernel, const u8* q, u8 flip, const Shape& shape, bool l2, int workers, i64* total,
+    i64* spread, i64* top) {
     const Slots slots(shape);
     const i64 n = slots.count();
     PerWorker<i32> sums(n, workers, 0), sums_above(n, workers, 0), counts_above(n, workers, 0);
@@ -190,8 +199,8 @@ void stats_by_slots(
 
 // q: outer * channels * inner codes, at least one -> (S, A, M) of each channel.
 SB_EXPORT const char* sb_norm_stats(
-    const sb::u8* q, int is_signed, sb::i64 outer, sb::i64 channels, sb::i64 inner, int l2, sb::i64* total, sb::i64* spread,
-    sb::i64* top, int threads) {
+    const sb::u8* q, int is_signed, sb::i64 outer, sb::i64 channels, sb::i64 inner, int l2, sb::i64* total,
+    sb::i64* spread, sb::i64* top, int threads) {
     using namespace sb;
     const auto kernel = stats_op.best();
     const Shape shape{outer, channels, inner};
@@ -201,7 +210,8 @@ SB_EXPORT const char* sb_norm_stats(
         const i64 group = ceil_div(kBlock, inner);
         parallel(workers, ceil_div(channels, group), [&](i64 task, int) {
             for (i64 c = task * group; c < std::min((task + 1) * group, channels); ++c)
-                of_row(*kernel.table, q + c * inner, flip, inner, l2).write(inner, flip, l2, total + c, spread + c, top + c);
+                of_row(*kernel.table, q + c * inner, flip, inner, l2)
+                    .write(inner, flip, l2, total + c, spread + c, top + c);
         });
     } else {
         stats_by_slots(*kernel.table, q, flip, shape, l2, workers, total, spread, top);
@@ -212,7 +222,8 @@ SB_EXPORT const char* sb_norm_stats(
 // g, k: outer * channels * inner codes -> sums for each channel, of which gamma has one value (or one for all).
 SB_EXPORT const char* sb_norm_grad_stats(
     const sb::i8* g, const sb::i8* k, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::i8* gamma,
-    sb::i64 gamma_channels, sb::i64* sum_h, sb::i64* sum_hk, sb::i64* sum_sign, sb::i64* sum_g, sb::i64* sum_gk, int threads) {
+    sb::i64 gamma_channels, sb::i64* sum_h, sb::i64* sum_hk, sb::i64* sum_sign, sb::i64* sum_g, sb::i64* sum_gk,
+    int threads) {
     using namespace sb;
     const auto kernel = grad_op.best();
     const Shape shape{outer, channels, inner};

@@ -35,7 +35,8 @@ SB_EXPORT const char* sb_pack_codes(const sb::u8* codes, sb::i64 n, int bits, sb
     return kernel.name;
 }
 
-SB_EXPORT const char* sb_unpack_codes(const sb::u8* packed, sb::i64 n, int bits, int is_signed, sb::u8* codes, int threads) {
+SB_EXPORT const char* sb_unpack_codes(
+    const sb::u8* packed, sb::i64 n, int bits, int is_signed, sb::u8* codes, int threads) {
     using namespace sb;
     const auto kernel = unpack_op.best();
     const i64 groups = n / 8, rest = n % 8;

@@ -1,4 +1,4 @@
-// pack and unpack with BMI2, which every machine with AVX2 has: one instruction gathers or scatters the bits of 8 codes.
+// pack and unpack with BMI2, which comes with AVX2: one instruction gathers or scatters the bits of 8 codes.
 #include "cpu_features.h"
 #include "pack.h"
 

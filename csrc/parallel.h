@@ -18,8 +18,8 @@ void parallel_tasks(int threads, i64 tasks, TaskFn fn, const void* body);
 // body(task, worker) for task = 0 .. tasks - 1, with worker in 0 .. threads - 1.
 template <class Body>
 void parallel(int threads, i64 tasks, const Body& body) {
-    parallel_tasks(
-        threads, tasks, [](const void* b, i64 task, int worker) { (*static_cast<const Body*>(b))(task, worker); }, &body);
+    const auto call = [](const void* b, i64 task, int worker) { (*static_cast<const Body*>(b))(task, worker); };
+    parallel_tasks(threads, tasks, call, &body);
 }
 
 // How many threads are worth waking for `work` units, when one is not worth it below `grain` of them.

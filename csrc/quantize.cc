@@ -3,7 +3,7 @@
 // Nearest rounding goes through memory in order. Stochastic rounding takes its 16 bits by LOGICAL row-major index:
 //   order LINEAR       memory order is logical order; bits are drawn for a tile at a time
 //   order TRANSPOSED   memory is (batch, pixels, channels), logic (batch, channels, pixels): channels_last, or x.T.
-//                      Four pixels of a channel share one call of Threefry where pixels % 4 == 0, lanes run over channels.
+//                      Where pixels % 4 == 0, four pixels of a channel share a call; lanes run over channels.
 // What is drawn lies in a tile of the L1 cache for as long as it takes to use it.
 #include "quantize.h"
 
@@ -119,7 +119,7 @@ void draw_pixels(const Call& call, u64 stream, i64 image, i64 p, i64 count, i64 
 }
 
 void transposed(const Call& call, u64 stream, i64 batch, i64 channels, i64 pixels, int threads) {
-    const i64 whole = pixels % 4 == 0 ? std::min(pixels, round_up<i64>(ceil_div(kTile, channels), 4)) : std::min(pixels, kOneDraw);
+    const i64 whole = std::min(pixels, pixels % 4 == 0 ? round_up<i64>(ceil_div(kTile, channels), 4) : kOneDraw);
     const i64 tiles = ceil_div(pixels, whole);
     const i64 group = std::max<i64>(1, kBlock / (whole * channels));  // tiles in a task
     parallel(threads, ceil_div(batch * tiles, group), [&](i64 task, int) {

@@ -45,7 +45,8 @@ constexpr T round_up(T a, T b) { return ceil_div(a, b) * b; }
 #define SB_TARGET_BEGIN_AVX2 \
     SB_REGION(clang attribute push(__attribute__((target("avx2,bmi2"))), apply_to = function))
 #define SB_TARGET_BEGIN_AVX512VNNI \
-    SB_REGION(clang attribute push(__attribute__((target("avx2,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), apply_to = function))
+    SB_REGION(clang attribute push( \
+        __attribute__((target("avx2,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), apply_to = function))
 #define SB_TARGET_END _Pragma("clang attribute pop")
 #else
 #define SB_TARGET_BEGIN_AVX2 _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,bmi2\")")
