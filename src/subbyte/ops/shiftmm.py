@@ -12,6 +12,7 @@ ops.matmul's reference is `folded`; the tests hold all four to Python's integers
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,7 @@ def horner(a: Tensor, b: Tensor, left: Tensor) -> Tensor:
     """acc = (...((acc_0 << d_1) + acc_1) << d_2 ...): one shift of the accumulator for each boundary between groups."""
     acc = torch.zeros(a.shape[0], b.shape[1], dtype=torch.int64)
     values = sorted({int(v) for v in left}, reverse=True)
-    for value, lower in zip(values, [*values[1:], 0], strict=True):
+    for value, lower in itertools.pairwise([*values, 0]):
         ks = (left == value).nonzero().flatten()
         acc = (acc + _product(a[:, ks].long(), b[ks].long())) << (value - lower)
     return acc
