@@ -21,7 +21,7 @@ from ..numerics import IntFormat, product_bound
 from ..qtensor import QTensor
 from . import exact
 from .dispatch import op
-from .matmul import ContractError
+from .matmul import ContractError, check_bias
 
 Sizes = tuple[int, ...]
 """A number for each spatial dimension: (height, width) of images."""
@@ -176,6 +176,7 @@ def _like(a: Tensor, size) -> Tensor:
 def conv2d(x: QTensor, w: QTensor, bias: Tensor | None, params: ConvParams) -> Tensor:
     """y = conv(x, w) + bias in integers -> float32 (N, O, P, Q). ContractError where a scale varies inside the sum."""
     _check_shapes(x.shape, w.shape, params)
+    check_bias(bias, w.shape[0])
     params.output_size(x.shape, w.shape)  # ValueError for a kernel that exceeds the input
     if params.spatial == 1:
         return conv2d(_with_height(x), _with_height(w), bias, params.with_height()).squeeze(2)

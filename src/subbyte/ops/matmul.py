@@ -98,6 +98,12 @@ def require_constant(q: QTensor, axis: int, who: str) -> None:
         )
 
 
+def check_bias(bias: Tensor | None, outputs: int) -> None:
+    """ValueError unless there is one number for each output: a kernel reads that many, it does not broadcast."""
+    if bias is not None and bias.shape != (outputs,):
+        raise ValueError(f"a bias for {outputs} outputs has shape ({outputs},), not {tuple(bias.shape)}")
+
+
 def matmul(a: QTensor, b: QTensor, bias: Tensor | None = None) -> Tensor:
     """C = A B + bias in integers, scaled to float32. A (..., M, K), B (..., K, N), bias (N). ContractError, ValueError.
 
@@ -108,10 +114,14 @@ def matmul(a: QTensor, b: QTensor, bias: Tensor | None = None) -> Tensor:
     -2.5
     """
     a, b = check_matmul(a, b)
+    check_bias(bias, b.shape[-1])
     return scaled_matmul(*_flatten(a, b), a.scale * 2.0 ** -(a.max_shift + b.max_shift), b.scale, bias)
 
 
 def matmul_accumulators(a: QTensor, b: QTensor) -> Tensor:
-    """The integers of matmul before any scale: A B 2^(E_a + E_b) on codes. int32, or int64 if that could overflow."""
+    """The integers of matmul before any scale: A B 2^(E_a + E_b) on codes. int32, or int64 if that could overflow.
+
+    A shift along an outer axis (or a single one) belongs to the scale and is in none of them: its E counts as 0.
+    """
     a, b = check_matmul(a, b)
     return int_matmul(*_flatten(a, b))
