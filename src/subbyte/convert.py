@@ -16,6 +16,8 @@ from .signs import nonnegative_inputs
 CONVERSION = "subbyte_conversion"
 """The attribute of a quantized model that holds its Conversion."""
 
+_FUSED_ENCODER = "subbyte_activation_relu_or_gelu"
+
 Filter = Callable[[nn.Module, str], bool]
 
 STATE_SUFFIX = "_subbyte"
@@ -51,6 +53,8 @@ def quantize_(model: nn.Module, scheme: Scheme | str, filter_fn: Filter | None =
     already.
     """
     scheme = Scheme.from_name(scheme) if isinstance(scheme, str) else scheme
+    if not isinstance(scheme, Scheme):
+        raise TypeError(f"quantize_ takes a Scheme or the name of a recipe, not {scheme!r}")
     modules = dict(model.named_modules())  # a shared module once, under its first name
     done = [n for n, m in quantized_layers(model).items() if not m.scheme.is_float]
     if done:
@@ -82,8 +86,20 @@ def quantize_(model: nn.Module, scheme: Scheme | str, filter_fn: Filter | None =
         kinds = ", ".join(sorted(t.__name__ for t in REGISTRY))
         present = ", ".join(sorted({type(m).__name__ for m in model.modules()}))
         raise ValueError(f"nothing to quantize: the model has {present}; layers that convert are exactly {kinds}")
+    for module in model.modules():
+        _leave_fused_encoder(module)
     setattr(model, CONVERSION, Conversion(tuple(converted), left, reason))
     return model
+
+
+def _leave_fused_encoder(module: nn.Module) -> None:
+    """Keep torch's encoder layer from calling, in eval mode, one float kernel that reads the weights of its layers.
+
+    A zero here is torch's own way to say that the kernel does not apply; the value comes back in dequantize_.
+    """
+    if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(m, QuantizedLayer) for m in module.children()):
+        vars(module).setdefault(_FUSED_ENCODER, module.activation_relu_or_gelu)
+        module.activation_relu_or_gelu = 0
 
 
 def _why_not(module: nn.Module, filter_fn: Filter | None) -> str:
@@ -108,6 +124,9 @@ def dequantize_(model: nn.Module) -> nn.Module:
         float_class = module.release()
         if float_class is not None:
             change_class(module, float_class)
+    for m in model.modules():
+        if isinstance(m, nn.TransformerEncoderLayer) and hasattr(m, _FUSED_ENCODER):
+            m.activation_relu_or_gelu = vars(m).pop(_FUSED_ENCODER)
     if hasattr(model, CONVERSION):
         delattr(model, CONVERSION)
     return model
