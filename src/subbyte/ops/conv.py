@@ -83,13 +83,12 @@ def scaled_conv2d(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, s
     """y = float32(acc) * scale + bias, acc = conv(x, w) << E_a + E_b. a = x, b = w; scale broadcasts to y; bias (O)."""
     unit = _unit(a_b, a_s, a_e, b_b, b_s, b_e) * math.prod(b.shape[2:])
     width = b.shape[1]
-    dtype, limit = _dtype(unit, width, a.device, splittable=groups == 1)
+    dtype, limit = _dtype(unit, a.device)
     x, w = exact.shifted(a, a_sh, a_e, dtype), exact.shifted(b, b_sh, b_e, dtype)
 
     def part(cs: slice) -> Tensor:
-        whole = cs == slice(0, width)
-        xs, ws = (x, w) if whole else (x[:, cs], w[:, cs])
-        return torch.convolution(xs, ws, None, stride, padding, dilation, False, [0] * len(stride), groups)
+        xs = _of_each_group(x, 1, groups, cs)
+        return torch.convolution(xs, w[:, cs], None, stride, padding, dilation, False, [0] * len(stride), groups)
 
     acc = exact.chunked_sum(width, unit, limit, part)
     bias = None if bias is None else bias.view(1, -1, *[1] * len(stride))
@@ -107,12 +106,11 @@ def scaled_conv2d_grad_input(
     """dx = float32(acc) * scale, acc = conv_transpose(g, w) << E_a + E_b. a = g, b = w, size = x's shape."""
     unit = _unit(a_b, a_s, a_e, b_b, b_s, b_e) * math.prod(b.shape[2:])
     width = b.shape[0] // groups
-    dtype, limit = _dtype(unit, width, a.device, splittable=groups == 1)
+    dtype, limit = _dtype(unit, a.device)
     g, w = exact.shifted(a, a_sh, a_e, dtype), exact.shifted(b, b_sh, b_e, dtype)
 
     def part(os: slice) -> Tensor:
-        whole = os == slice(0, width)
-        gs, ws = (g, w) if whole else (g[:, os], w[os])
+        gs, ws = _of_each_group(g, 1, groups, os), _of_each_group(w, 0, groups, os)
         return _backward(gs, gs.new_zeros(()).expand(size), ws, stride, padding, dilation, groups, 0)
 
     acc = exact.chunked_sum(width, unit, limit, part)
@@ -129,7 +127,7 @@ def scaled_conv2d_grad_weight(
 ):
     """dw = float32(acc) * scale, acc = sum_n conv(x_n, g_n) << E_a + E_b. a = g, b = x, size = w's shape."""
     unit = _unit(a_b, a_s, a_e, b_b, b_s, b_e) * math.prod(a.shape[2:])
-    dtype, limit = _dtype(unit, a.shape[0], a.device, splittable=True)
+    dtype, limit = _dtype(unit, a.device)
     g, x = exact.shifted(a, a_sh, a_e, dtype), exact.shifted(b, b_sh, b_e, dtype)
 
     def part(ns: slice) -> Tensor:
@@ -149,14 +147,21 @@ def _backward(g, x, w, stride, padding, dilation, groups, which: int) -> Tensor:
     ]
 
 
+def _of_each_group(t: Tensor, axis: int, groups: int, inner: slice) -> Tensor:
+    """The slice `inner` of the channels of each group along `axis`."""
+    if inner == slice(0, t.shape[axis] // groups):
+        return t
+    at = [slice(None)] * (axis + 1) + [inner]
+    return t.unflatten(axis, (groups, -1))[tuple(at)].flatten(axis, axis + 1)
+
+
 def _unit(a_bits, a_signed, a_shift, b_bits, b_signed, b_shift) -> int:
     return product_bound(IntFormat(a_bits, a_signed).qmax, IntFormat(b_bits, b_signed).qmax, 1, a_shift + b_shift)
 
 
-def _dtype(unit: int, length: int, device: torch.device, splittable: bool) -> tuple[torch.dtype, int]:
-    """(dtype, limit of a chunk): float32 where its convolution is exact and the bound, or a chunk's bound, fits."""
-    fits = unit * length <= exact.FLOAT32_LIMIT or (splittable and unit <= exact.FLOAT32_LIMIT)
-    if fits and exact.convolution_in_float32(device):
+def _dtype(unit: int, device: torch.device) -> tuple[torch.dtype, int]:
+    """(dtype, limit of a chunk): float32 where its convolution is exact and a term of the reduction fits."""
+    if unit <= exact.FLOAT32_LIMIT and exact.convolution_in_float32(device):
         return torch.float32, exact.FLOAT32_LIMIT
     return torch.float64, exact.FLOAT64_LIMIT
 
