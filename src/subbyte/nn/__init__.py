@@ -6,9 +6,12 @@ import functools
 
 import torch
 
+from . import lazy
 from .batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .bilinear import Bilinear
 from .conv import Conv1d, Conv2d, Conv3d
 from .conv_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from .embedding import Embedding, EmbeddingBag
 from .group_norm import GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .linear import Linear
 from .norm import NormLayer
@@ -20,12 +23,15 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Bilinear",
     "Conv1d",
     "Conv2d",
     "Conv3d",
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "Embedding",
+    "EmbeddingBag",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -36,6 +42,7 @@ __all__ = [
     "ProductLayer",
     "QuantizedLayer",
     "RMSNorm",
+    "lazy",
 ]
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..autograd import ConvProducts
 from ..ops import ConvParams
+from ..products import ConvProducts
 from .quantized import ProductLayer
 
 SIZES = ("", "L", "H, W", "D, H, W")

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..autograd import TransposedConvProducts, swap_channels
 from ..ops import ConvParams
+from ..products import TransposedConvProducts, swap_channels
 from .conv import as_batch, each
 from .quantized import ProductLayer
 

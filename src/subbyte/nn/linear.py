@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..autograd import MatmulProducts
+from ..products import MatmulProducts
 from .quantized import ProductLayer
 
 _PRODUCTS = MatmulProducts()

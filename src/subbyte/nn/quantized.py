@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..autograd import STREAMS, Products, QuantizedProduct
+from ..autograd import STREAMS, QuantizedProduct
 from ..numerics import draw_stream
 from ..observe import LayerRecord
+from ..products import Products
 from ..scheme import LayerScheme
 
 REGISTRY: dict[type[nn.Module], type[QuantizedLayer]] = {}
@@ -41,7 +42,14 @@ class QuantizedLayer(nn.Module):
         super().__init__(*args, **kwargs)
         self._attach(scheme)
 
+    @classmethod
+    def refuses(cls, module: Any) -> str:
+        """ "" if this layer computes what the float module does, otherwise the setting that it does not know."""
+        return ""
+
     def _attach(self, scheme: Any) -> None:
+        if reason := self.refuses(self):
+            raise ValueError(f"{type(self).__name__}: {reason}")
         self.scheme, self.record = scheme, LayerRecord()
 
     def release(self) -> type[nn.Module] | None:
@@ -68,28 +76,30 @@ class ProductLayer(QuantizedLayer):
     scheme: LayerScheme
 
     def multiply(self, x: Tensor, products: Products, weight: Any = None) -> Tensor:
-        """output(x, weight) + bias through autograd.QuantizedProduct, in the dtype that autocast would give.
+        """output(x, weight) + bias in the dtype that autocast would give.
 
         weight: another view of self.weight, where its output channels do not come first; None: as it is.
         """
+        return self.run_product(x, self.weight if weight is None else weight, self.bias, products, self.scheme)
+
+    def run_product(self, x: Tensor, w: Any, b: Any, products: Products, scheme: LayerScheme) -> Tensor:
+        """output(x, w) + b through autograd.QuantizedProduct; w: what has scheme.weight for a quantizer."""
         if not x.is_floating_point():
             raise TypeError(f"{type(self).__name__} quantizes floating-point inputs itself; this one is {x.dtype}")
-        w: Any = self.weight if weight is None else weight
-        b: Any = self.bias
-        streams = self.draw_streams(self.scheme.stochastic, x)
+        streams = self.draw_streams(scheme.stochastic, x)
         kind = x.device.type
         cast = torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # autocast leaves float64 alone
         dtype = torch.get_autocast_dtype(kind) if cast else x.dtype
-        scheme = self.scheme if self.training else self.scheme.deterministic_forward()
+        scheme = scheme if self.training else scheme.deterministic_forward()
         x, w, b = unless_no_grad(x, w, b)
         return QuantizedProduct.apply(x, w, b, products, scheme, streams, self.record, dtype)
 
 
-def unless_no_grad(*tensors: Tensor | None) -> tuple[Any, ...]:
+def unless_no_grad(*tensors: Any) -> tuple[Any, ...]:
     """The tensors; detached under no_grad, where an autograd.Function would still be told that they need gradients."""
     if torch.is_grad_enabled():
         return tensors
-    return tuple(None if t is None else t.detach() for t in tensors)
+    return tuple(t.detach() if isinstance(t, Tensor) else t for t in tensors)
 
 
 def quantized_class(module: nn.Module) -> type[QuantizedLayer] | None:
