@@ -3,6 +3,7 @@
 // B is packed once, in panels of NR columns; each task packs a block of MC rows of A that stays in its core's second
 // cache, and takes the panels in sets (NC) that stay there too. The reduction is not blocked: a panel streams.
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "cpu_features.h"
@@ -15,6 +16,7 @@ namespace {
 Op<ProductKernels> op{"gemm"};
 
 constexpr i64 kBlockBytes = 256 << 10;  // a quarter of the second cache for A's block, and one for B's panels
+constexpr i64 kFirstCache = 16 << 10;     // half of the first cache
 constexpr i64 kGrain = 1 << 18;         // multiply-accumulates below which a second thread costs more than it saves
 constexpr int kMaxLeading = 8;
 constexpr i64 kOrigin = 0;               // a matrix is one segment, at no offset
@@ -65,7 +67,9 @@ public:
 
         // Blocks of rows: they fit the cache, and give every thread some. Few rows: columns are divided as well.
         const i64 want = 2 * threads_;
-        const i64 fit = std::max(mr_, kBlockBytes / std::max<i64>(4 * words_, 1) / mr_ * mr_);
+        // A small B leaves room for A's block in the first cache.
+        const i64 row_bytes = std::max<i64>(4 * words_, 1), b_bytes = columns_ * row_bytes;
+        const i64 fit = std::max(mr_, (b_bytes <= kFirstCache ? kFirstCache : kBlockBytes) / row_bytes / mr_ * mr_);
         const i64 share = round_up(ceil_div(call_.m * batches_, want), mr_);
         const i64 mc = round_up(balanced(call_.m, std::min(fit, share)), mr_);
         const i64 blocks = ceil_div(call_.m, mc);
@@ -149,11 +153,18 @@ private:
     void one_tile(i64 batch, Tile t, i64 m, int rows, i64 panel, const Offsets& at, const i32* row_sums) {
         t.b = panel_b(batch, panel);
         t.b_step = width(panel);
-        alignas(64) i64 acc[kMaxRows * kMaxVectors * kMaxLanes];
-        const i64 n0 = panel * nr_, n = std::min(nr_, call_.n - n0);
+        const i64 n0 = panel * nr_, n = std::min(nr_, call_.n - n0), first = (batch * call_.m + m) * call_.n + n0;
+        alignas(64) i64 buffer[kMaxRows * kMaxVectors * kMaxLanes];
+        void* acc = buffer;
+        // int32 sums of whole vectors go where they belong at once.
+        const bool in_place = !call_.is_float && !plan_.wide() && n == width(panel);
+        if (in_place) {
+            acc = reinterpret_cast<i32*>(call_.out) + first;
+            t.c_row = call_.n;
+            t.c_group = 4 * call_.n;
+        }
         run_chunks(k_, chunks_, plan_.wide(), t, rows, static_cast<int>(width(panel) / k_.lanes), acc,
                    init_ + batch * init_size() + n0, columns_, row_sums);
-        const i64 first = (batch * call_.m + m) * call_.n + n0;
         if (call_.is_float) {
             float row_scale[kMaxRows];
             const float* scale = reinterpret_cast<const float*>(call_.a_scale) + at.a_scale;
@@ -161,12 +172,11 @@ private:
             const float* cols = col_scale(batch) + n0;
             k_.finish({acc, plan_.wide(), nr_, rows, n, row_scale, cols, call_.bias ? cols + columns_ : nullptr,
                        reinterpret_cast<float*>(call_.out) + first, call_.n, 1});
-        } else if (plan_.wide()) {
+        } else if (!in_place) {
+            const i64 size = plan_.wide() ? 8 : 4;
             for (int i = 0; i < rows; ++i)
-                std::copy_n(acc + i * nr_, n, reinterpret_cast<i64*>(call_.out) + first + i * call_.n);
-        } else {
-            for (int i = 0; i < rows; ++i)
-                std::copy_n(reinterpret_cast<i32*>(acc) + i * nr_, n, reinterpret_cast<i32*>(call_.out) + first + i * call_.n);
+                std::memcpy(reinterpret_cast<u8*>(call_.out) + size * (first + i * call_.n),
+                            reinterpret_cast<u8*>(buffer) + size * i * nr_, static_cast<size_t>(size * n));
         }
     }
 

@@ -47,7 +47,7 @@ def _along(shift: Tensor | None, axis: int, length: int) -> Tensor | None:
 
 
 def _sum_is(bits_a, signed_a, max_a, bits_b, signed_b, max_b, length: int) -> str:
-    """"int32", "int64", or "too wide" for what the references refuse."""
+    """ "int32", "int64", or "too wide" for what the references refuse."""
     a, b = IntFormat(bits_a, signed_a), IntFormat(bits_b, signed_b)
     if accumulator_bits(a, b, length, max_a + max_b) <= 32:
         return "int32"
