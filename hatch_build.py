@@ -48,6 +48,8 @@ def build(root: Path = ROOT, force: bool = False) -> bool:
     """Bring the library up to date; True when something was compiled. CompileError if that fails."""
     library, objects = root / LIBRARY, root / "build" / "obj"
     sources = sorted((root / "csrc").glob("*.cc"))
+    if not sources:
+        raise CompileError(f"no sources in {root / 'csrc'}")
     shared = [root / "hatch_build.py", *(p for p in (root / "csrc").iterdir() if p.suffix in (".h", ".inc"))]
     newest_shared = max(p.stat().st_mtime for p in shared)
     if not force and library.exists() and library.stat().st_mtime > max(newest_shared, *(_mtime(p) for p in sources)):

@@ -34,7 +34,12 @@ struct NormSumKernels {
     void (*squares)(const u8* q, u8 flip, i64 rows, i64 columns, i64* sum);
     // sum g, sum g k, sum sign(k)
     void (*grad)(const i8* g, const i8* k, i64 rows, i64 columns, i32* sum_g, i64* sum_gk, i32* sum_sign);
-    // of one row: sum gamma g, sum gamma g k, sum sign(k), added to three numbers
+
+    // Of one row of n codes, while it lies in the cache:
+    void (*row_moments)(const u8* q, u8 flip, i64 n, i64* sum, i32* least, i32* greatest);
+    void (*row_above)(const u8* q, u8 flip, i64 n, i32 threshold, i64* sum, i64* count);
+    void (*row_squares)(const u8* q, u8 flip, i64 n, i64* sum);
+    // sum gamma g, sum gamma g k, sum sign(k), to three numbers
     void (*grad_row)(const i8* g, const i8* k, const i16* gamma, i64 n, i64* sums);
 };
 static_assert(kMaxRows * 128 * 128 <= INT32_MAX, "the bound of `grad` and `squares`");

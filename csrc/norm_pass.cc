@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu_features.h"
+#include "memory.h"
 #include "norm.h"
 #include "parallel.h"
 
@@ -111,6 +112,8 @@ SB_EXPORT const char* sb_norm_apply(
     const Field<float> betas(layout, beta, beta_channels, beta_inner);
     const float high = static_cast<float>(((1 << (bits - 1)) - 1) << 16);
     const auto kernel = apply_op.best();
+    will_fill(y, n * static_cast<i64>(sizeof(float)));
+    will_fill(k, n);
 
     parallel(useful_threads(threads, n, kGrain), ceil_div(n, kBlock), [&](i64 task, int) {
         i64 at[kMaxAxes + 1];
@@ -154,6 +157,7 @@ SB_EXPORT const char* sb_norm_grad_apply(
     const Field<float> as(layout, a, a_channels, a_inner), us(layout, u, u_channels, u_inner);
     const Field<float> vs(layout, v, v_channels, v_inner), ts(layout, t, t_channels, t_inner);
     const auto kernel = grad_op.best();
+    will_fill(dx, n * static_cast<i64>(sizeof(float)));
 
     parallel(useful_threads(threads, n, kGrain), ceil_div(n, kBlock), [&](i64 task, int) {
         i64 at[kMaxAxes];

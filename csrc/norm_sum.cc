@@ -5,7 +5,7 @@
 //   COLUMNS  short runs (channels_last): the tensor is a matrix with a column for each of channels * inner; narrow ones
 //            take several rows at a time, so that strips of lanes fill
 //   RUNS     long runs (NCHW): a run is a matrix of kRunLanes columns, which all belong to its channel
-//   ROWS     outer = 1 (layer norm): as RUNS, but a channel is finished in one visit, while it lies in the cache
+//   ROWS     outer = 1 (layer norm): a channel is a row, finished in one visit while it lies in the cache
 // Each worker adds to numbers of its own; integers do not mind the order in which those are merged.
 #include <numeric>
 #include <vector>
@@ -59,16 +59,12 @@ public:
         }
         for (i64 at = begin; at < end;) {
             const i64 run = at / shape_.inner, stop = std::min(end, (run + 1) * shape_.inner);
-            visit_run(at, stop - at, run % shape_.channels * kRunLanes, matrix);
+            const i64 rows = (stop - at) / kRunLanes, rest = (stop - at) % kRunLanes;
+            const i64 slot = run % shape_.channels * kRunLanes;
+            if (rows) matrix(at, rows, kRunLanes, slot);
+            if (rest) matrix(stop - rest, i64{1}, rest, slot);
             at = stop;
         }
-    }
-
-    template <class Matrix>
-    static void visit_run(i64 at, i64 n, i64 slot, const Matrix& matrix) {
-        const i64 rows = n / kRunLanes, rest = n % kRunLanes;
-        if (rows) matrix(at, rows, kRunLanes, slot);
-        if (rest) matrix(at + rows * kRunLanes, i64{1}, rest, slot);
     }
 
     // slot(i) for every slot of channel c
@@ -115,36 +111,14 @@ struct Moments {
 };
 
 Moments of_row(const NormSumKernels& kernel, const u8* q, u8 flip, i64 n, bool l2) {
-    i32 sum[kRunLanes] = {}, sum_above[kRunLanes] = {}, count_above[kRunLanes] = {};
-    i64 squares[kRunLanes] = {};
-    i16 least[kRunLanes], greatest[kRunLanes], threshold[kRunLanes];
-    std::fill(least, least + kRunLanes, INT16_MAX);
-    std::fill(greatest, greatest + kRunLanes, INT16_MIN);
-    const auto in_calls = [&](const auto& matrix) {  // kMaxRows rows at a time
-        constexpr i64 most = kMaxRows * kRunLanes;
-        for (i64 at = 0; at < n; at += most) Slots::visit_run(at, std::min(n - at, most), 0, matrix);
-    };
-    in_calls([&](i64 at, i64 rows, i64 columns, i64) {
-        kernel.moments(q + at, flip, rows, columns, sum, least, greatest);
-    });
     Moments m;
-    for (i64 i = 0; i < kRunLanes; ++i) {
-        m.sum += sum[i];
-        m.least = std::min<i64>(m.least, least[i]);
-        m.greatest = std::max<i64>(m.greatest, greatest[i]);
-    }
-    std::fill(threshold, threshold + kRunLanes, static_cast<i16>(floor_div(m.sum, n)));
-    in_calls([&](i64 at, i64 rows, i64 columns, i64) {
-        if (l2)
-            kernel.squares(q + at, flip, rows, columns, squares);
-        else
-            kernel.above(q + at, flip, rows, columns, threshold, sum_above, count_above);
-    });
-    for (i64 i = 0; i < kRunLanes; ++i) {
-        m.squares += squares[i];
-        m.sum_above += sum_above[i];
-        m.count_above += count_above[i];
-    }
+    i32 least, greatest;
+    kernel.row_moments(q, flip, n, &m.sum, &least, &greatest);
+    m.least = least, m.greatest = greatest;
+    if (l2)
+        kernel.row_squares(q, flip, n, &m.squares);
+    else
+        kernel.row_above(q, flip, n, static_cast<i32>(floor_div(m.sum, n)), &m.sum_above, &m.count_above);
     return m;
 }
 
@@ -264,7 +238,7 @@ SB_EXPORT const char* sb_norm_grad_stats_rows(
         kernel.table->grad(
             g + begin * columns, k + begin * columns, end - begin, columns, gs.of(w), gks.of(w), signs.of(w));
         for (i64 r = begin; r < end; ++r) {
-            i64 sums[3] = {};
+            i64 sums[3];
             kernel.table->grad_row(g + r * columns, k + r * columns, gammas.data(), columns, sums);
             sum_h[r] = sums[0], sum_hk[r] = sums[1], sum_sign[r] = sums[2];
         }

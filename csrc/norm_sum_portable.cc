@@ -8,7 +8,8 @@ namespace {
 #include "simd.inc"
 #include "simd16.inc"
 #include "norm_sum.inc"
-const NormSumKernels kernels{moments, above, squares, grad, grad_row};
+const NormSumKernels kernels{
+    moments, above, squares, grad, row_moments, row_above, row_squares, grad_row};
 const Register registered_norm_stats{"norm_stats", Isa::portable, "norm_stats_portable", &kernels};
 const Register registered_norm_grad_stats{"norm_grad_stats", Isa::portable, "norm_grad_stats_portable", &kernels};
 }  // namespace

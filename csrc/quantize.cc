@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu_features.h"
+#include "memory.h"
 #include "parallel.h"
 
 namespace sb {
@@ -169,6 +170,7 @@ SB_EXPORT const char* sb_quantize(
     }
     if (other.channels == 1) power.assign(1, 1.0f);
     const Factors factors(std::move(inv), axis, std::move(power), other);
+    will_fill(codes, n);
     const Call call{*kernel.table, factors, x, static_cast<i8*>(codes), low * kTop, high * kTop};
     const int workers = useful_threads(threads, n, kGrain);
     if (!stream)
