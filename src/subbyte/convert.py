@@ -44,10 +44,10 @@ def quantize_(model: nn.Module, scheme: Scheme | str, filter_fn: Filter | None =
     scheme     a Scheme or the name of a recipe
     filter_fn  (module, name) -> convert it? All layers with a known type if None.
 
-    A module is converted by its EXACT type (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm): a subclass may do more
-    than its base, so it is left alone and listed by report(). Parameters, buffers, hooks, parametrizations, device,
-    dtype, requires_grad and state_dict keys stay; an optimizer built before stays right. Activations behind a ReLU get
-    unsigned codes where the model can be traced by torch.fx.
+    A module is converted by its EXACT type (the keys of nn.REGISTRY): a subclass may do more than its base, so it is
+    left alone and listed by report(), as is a layer with a setting that has no integer form. Parameters, buffers,
+    hooks, parametrizations, device, dtype, requires_grad and state_dict keys stay; an optimizer built before stays
+    right. Activations behind a ReLU get unsigned codes where the model can be traced by torch.fx.
 
     Raises ValueError if nothing was converted (silence would look like success), TypeError if the model is quantized
     already.
@@ -60,6 +60,8 @@ def quantize_(model: nn.Module, scheme: Scheme | str, filter_fn: Filter | None =
     if done:
         raise TypeError(f"the model is quantized already ({len(done)} layers, first {done[0]!r}); dequantize_ it first")
     wanted = {n: c for n, m in modules.items() if (c := quantized_class(m)) and (filter_fn is None or filter_fn(m, n))}
+    refused = {n: reason for n, c in wanted.items() if (reason := c.refuses(modules[n]))}
+    wanted = {n: c for n, c in wanted.items() if n not in refused}
     weighted = [n for n, c in wanted.items() if issubclass(c, ProductLayer)]
     position = {weighted[-1]: "last", weighted[0]: "first"} if weighted else {}
     nonnegative, reason = nonnegative_inputs(model)
@@ -67,7 +69,7 @@ def quantize_(model: nn.Module, scheme: Scheme | str, filter_fn: Filter | None =
     for name, module in modules.items():
         if name not in wanted:
             if any(True for _ in module.parameters(recurse=False)):
-                left[name] = _why_not(module, filter_fn)
+                left[name] = refused.get(name) or _why_not(module, filter_fn)
             continue
         part: LayerScheme | NormScheme | None
         if name in weighted:
@@ -114,7 +116,8 @@ def _why_not(module: nn.Module, filter_fn: Filter | None) -> str:
 def dequantize_(model: nn.Module) -> nn.Module:
     """Undo quantize_, in place: torch's own layers with the same Parameters. Returns the model.
 
-    A LayerNorm trained with L1 statistics stays a subbyte LayerNorm, in floats: torch has no layer that computes it.
+    A norm trained with L1 statistics that eval mode measures, too (LayerNorm, GroupNorm...), stays a subbyte layer, in
+    floats: torch has no layer that computes it. Adapters (add_lora_) are merged into their layers.
     Raises TypeError if no layer is quantized.
     """
     layers = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
@@ -135,9 +138,12 @@ def dequantize_(model: nn.Module) -> nn.Module:
 def float_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state_dict of the float model: what model.state_dict() gives, without a quantizer's own buffers.
 
-    Loads with strict=True into the model before quantize_.
+    Loads with strict=True into the model before quantize_. A layer with adapters (add_lora_) appears merged.
     """
-    return {k: v for k, v in model.state_dict().items() if not k.endswith(STATE_SUFFIX)}
+    state = model.state_dict()
+    for name, layer in quantized_layers(model).items():
+        layer.to_float_state(state, f"{name}." if name else "")
+    return {k: v for k, v in state.items() if not k.endswith(STATE_SUFFIX)}
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:

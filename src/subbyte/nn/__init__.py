@@ -14,6 +14,7 @@ from .conv_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from .embedding import Embedding, EmbeddingBag
 from .group_norm import GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .linear import Linear
+from .lora import LoRALinear, add_lora_, merge_lora_
 from .norm import NormLayer
 from .quantized import REGISTRY, ProductLayer, QuantizedLayer
 from .row_norm import LayerNorm, RMSNorm
@@ -38,11 +39,14 @@ __all__ = [
     "InstanceNorm3d",
     "LayerNorm",
     "Linear",
+    "LoRALinear",
     "NormLayer",
     "ProductLayer",
     "QuantizedLayer",
     "RMSNorm",
+    "add_lora_",
     "lazy",
+    "merge_lora_",
 ]
 
 

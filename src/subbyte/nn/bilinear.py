@@ -7,7 +7,7 @@ import dataclasses
 from torch import Tensor, nn
 
 from ..products import MatmulProducts, PairProducts
-from .quantized import ProductLayer
+from .quantized import ProductLayer, signed_activation
 
 _BY_WEIGHT, _BY_INPUT = MatmulProducts(), PairProducts()
 
@@ -28,7 +28,7 @@ class Bilinear(ProductLayer, nn.Bilinear, replaces=nn.Bilinear):
             )
         rows = self.weight.permute(2, 0, 1).reshape(j * o, i)
         p = self.run_product(x1.reshape(-1, i), rows, None, _BY_WEIGHT, self.scheme)
-        second = self.scheme.activation and dataclasses.replace(self.scheme.activation, signed=True)
-        scheme = dataclasses.replace(self.scheme, activation=second, weight=second)
+        scheme = signed_activation(self.scheme)
+        scheme = dataclasses.replace(scheme, weight=scheme.activation)
         y = self.run_product(p.view(-1, j, o), x2.reshape(-1, j), self.bias, _BY_INPUT, scheme)
         return y.view(*x1.shape[:-1], o)

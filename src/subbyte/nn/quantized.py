@@ -6,6 +6,7 @@ class of the module in place and adds nothing to its state_dict.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -57,6 +58,9 @@ class QuantizedLayer(nn.Module):
         del self.scheme, self.record
         return self.replaces
 
+    def to_float_state(self, state: dict[str, Tensor], prefix: str) -> None:
+        """Change, in place, the entries of this layer (under prefix) in a state_dict to those of the float layer."""
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.scheme}"
 
@@ -93,6 +97,12 @@ class ProductLayer(QuantizedLayer):
         scheme = scheme if self.training else scheme.deterministic_forward()
         x, w, b = unless_no_grad(x, w, b)
         return QuantizedProduct.apply(x, w, b, products, scheme, streams, self.record, dtype)
+
+
+def signed_activation(scheme: LayerScheme) -> LayerScheme:
+    """The same for an input inside a layer: quantize_ makes activations unsigned by what the layer's own input is."""
+    activation = scheme.activation and replace(scheme.activation, signed=True)
+    return replace(scheme, activation=activation)
 
 
 def unless_no_grad(*tensors: Any) -> tuple[Any, ...]:
