@@ -77,6 +77,22 @@ def test_stats_against_python(kind, fill, l2):
             assert int(spread[at]) == sum(abs(n * v - s) for v in values)
 
 
+@every
+@pytest.mark.parametrize("fill", ["random", "signs", "zero"])
+@pytest.mark.parametrize("l2", [False, True], ids=["l1", "l2"])
+def test_uncentred_stats_against_python(kind, fill, l2):
+    shape, dims, _ = GEOMETRIES[kind]
+    q = codes(np.random.default_rng(0), shape, fill)
+    spread, top = norm.norm_stats_uncentred(q, dims, l2)
+    assert ops.last_kernel["norm_stats_uncentred"] == "reference"
+    for t in (spread, top):
+        assert t.dtype is torch.int64
+        assert list(t.shape) == kept(shape, dims)
+    for at, values in groups(q, dims).items():
+        assert int(spread[at]) == sum(v * v if l2 else abs(v) for v in values)
+        assert int(top[at]) == max(abs(v) for v in values)
+
+
 def test_stats_of_unsigned_codes():
     q = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (4, 50))).to(torch.uint8)
     for l2 in (False, True):
@@ -102,8 +118,9 @@ def test_stats_at_the_largest_count(l2):
 
 def test_a_count_beyond_the_largest_is_an_error():
     q = torch.zeros(1, 1, dtype=torch.int8).expand(1, norm.MAX_COUNT + 1)
-    with pytest.raises(ValueError, match=f"over {norm.MAX_COUNT + 1} elements exceeds the {norm.MAX_COUNT}"):
-        norm.norm_stats(q, [1], False)
+    for stats in (norm.norm_stats, norm.norm_stats_uncentred):
+        with pytest.raises(ValueError, match=f"over {norm.MAX_COUNT + 1} elements exceeds the {norm.MAX_COUNT}"):
+            stats(q, [1], False)
     assert norm.count(torch.Size((4, 5, 6)), (0, 2)) == 24
 
 

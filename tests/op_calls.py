@@ -1,0 +1,190 @@
+"""Arguments for every registered op, in the layouts that matter: what opcheck and the thread tests run over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from subbyte.numerics import IntFormat
+
+LAST = torch.channels_last
+S4, S8 = IntFormat(4), IntFormat(8)
+
+
+def codes(fmt: IntFormat, *shape: int) -> Tensor:
+    g = torch.Generator().manual_seed(len(shape) + sum(shape))
+    return torch.randint(fmt.qmin, fmt.qmax + 1, shape, generator=g).to(fmt.dtype)
+
+
+def floats(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(math.prod(shape)))
+
+
+def exponents(*shape: int) -> Tensor:
+    return (torch.arange(math.prod(shape)) % 3).to(torch.uint8).view(shape)
+
+
+def amax(big: int) -> list[tuple]:
+    x = floats(2, 3, 5 * big, 4 * big)
+    return [(x, -1), (x, 1), (x.contiguous(memory_format=LAST), 1), (floats(7 * big), 0), (x[:0], 1), (x.mT.half(), 2)]
+
+
+def quantize(big: int) -> list[tuple]:
+    x, r, stream = floats(2, 3, 5 * big, 4 * big), torch.full((1, 3, 1, 1), 3.0), torch.tensor(5)
+    e = exponents(1, 3, 1, 1)
+    return [
+        *[
+            (x, r, None, None, 4, True),
+            (x, r, e, stream, 4, True),
+            (x.contiguous(memory_format=LAST), r, e, stream, 8, True),
+        ],
+        *[(x.abs(), r, None, stream, 8, False), (x.mT, r, None, None, 2, True), (x[:0], r, e, None, 4, True)],
+        (floats(3, 8)[:, ::2], torch.ones(1, 1), None, stream, 4, True),
+    ]
+
+
+def pack_codes(big: int) -> list[tuple]:
+    return [(codes(IntFormat(b), n * big), b) for b in (3, 4, 8) for n in (0, 5, 16)]
+
+
+def unpack_codes(big: int) -> list[tuple]:
+    packed = codes(IntFormat(8, False), 40 * big)
+    return [
+        (packed[: (n * big * b + 7) // 8], n * big, b, s) for b in (3, 4, 8) for n in (0, 5, 16) for s in (True, False)
+    ]
+
+
+def operands(fa: IntFormat, a: Tensor, fb: IntFormat, b: Tensor, ea=None, eb=None) -> tuple:
+    return a, ea, fa.bits, fa.signed, 2 if ea is not None else 0, b, eb, fb.bits, fb.signed, 2 if eb is not None else 0
+
+
+def int_matmul(big: int) -> list[tuple]:
+    m, k, n = 3 * big, 8 * big, 5 * big
+    return [
+        operands(S4, codes(S4, m, k), S4, codes(S4, k, n)),
+        operands(S4, codes(S4, m, k), S8, codes(S8, n, k).T, exponents(1, k), exponents(k, 1)),
+        operands(S8, codes(S8, 2, k, m).mT, S8, codes(S8, 2, k, n), exponents(1, 1, k)),
+        operands(S8, codes(S8, 1, 1), S8, codes(S8, 1, n)),
+        operands(S8, codes(S8, m, 0), S8, codes(S8, 0, n)),
+        operands(S8, codes(S8, 1, 133_145), S8, codes(S8, 133_145, 2)),
+    ]
+
+
+def scaled_matmul(big: int) -> list[tuple]:
+    calls = []
+    for args in int_matmul(big):
+        a, b = args[0], args[5]
+        lead = [1] * (a.ndim - 2)
+        rows, columns = torch.rand(*lead, a.shape[-2], 1) + 0.1, torch.rand(*lead, 1, b.shape[-1]) + 0.1
+        calls += [(*args, rows, columns, floats(b.shape[-1])), (*args, torch.ones(*lead, 1, 1), columns, None)]
+    return calls
+
+
+_WINDOWS = [([1, 1], [1, 1], [1, 1], 1), ([2, 1], [0, 1], [1, 2], 2)]
+
+
+def _convolutions(big: int):
+    """(x, w, g, window) in contiguous and channels_last layouts, and with sizes of 1."""
+    for stride, padding, dilation, groups in _WINDOWS:
+        x, w = codes(S4, 2, 4 * big, 7, 9), codes(S4, 6 * big, 4 * big // groups, 3, 3)
+        y = torch.conv2d(x.float(), w.float(), None, stride, padding, dilation, groups)
+        g = codes(S4, *y.shape)
+        window = (stride, padding, dilation, groups)
+        yield x, w, g, window
+        yield x.contiguous(memory_format=LAST), w, g.contiguous(memory_format=LAST), window
+    window = _WINDOWS[0]
+    yield codes(S4, 2, 1, 5, 5).contiguous(memory_format=LAST), codes(S4, 1, 1, 3, 3), codes(S4, 2, 1, 5, 5), window
+    yield codes(S4, 2, 3, 1, 1), codes(S4, 4, 3, 3, 3), codes(S4, 2, 4, 1, 1), window
+    yield codes(S4, 0, 3, 4, 4), codes(S4, 2, 3, 3, 3), codes(S4, 0, 2, 4, 4), window
+
+
+def scaled_conv2d(big: int) -> list[tuple]:
+    calls = []
+    for x, w, g, window in _convolutions(big):
+        scale = torch.rand(1, g.shape[1], 1, 1) + 0.1
+        e = exponents(1, x.shape[1], 1, 1)
+        calls.append((*operands(S4, x, S4, w, e), scale, floats(g.shape[1]), *window))
+    return calls
+
+
+def scaled_conv2d_grad_input(big: int) -> list[tuple]:
+    calls = []
+    for x, w, g, window in _convolutions(big):
+        e = exponents(1, g.shape[1], 1, 1), exponents(w.shape[0], 1, 1, 1)
+        calls.append((*operands(S4, g, S4, w, *e), torch.rand(1, x.shape[1], 1, 1), list(x.shape), *window))
+    return calls
+
+
+def scaled_conv2d_grad_weight(big: int) -> list[tuple]:
+    return [
+        (*operands(S4, g, S4, x), torch.rand(w.shape[0], w.shape[1], 1, 1), list(w.shape), *window)
+        for x, w, g, window in _convolutions(big)
+    ]
+
+
+def _norms(big: int):
+    """(q, dims, param_dims): batch norm in two layouts, layer norm."""
+    image = codes(S8, 2 * big, 3, 4, 5 * big)
+    yield image, [0, 2, 3], [0, 2, 3]
+    yield image.contiguous(memory_format=LAST), [0, 2, 3], [0, 2, 3]
+    yield codes(S8, 3 * big, 8 * big), [1], [0]
+
+
+def _per(q: Tensor, dims: list[int]) -> Tensor:
+    return floats(*[1 if i in dims else n for i, n in enumerate(q.shape)])
+
+
+def norm_stats(big: int) -> list[tuple]:
+    return [(q, dims, l2) for q, dims, _ in _norms(big) for l2 in (False, True)]
+
+
+def norm_apply(big: int) -> list[tuple]:
+    calls = []
+    for q, dims, param_dims in _norms(big):
+        n = math.prod(q.shape[d] for d in dims)
+        total = q.long().sum(dims, keepdim=True)
+        gamma = (_per(q, param_dims) * 50).clamp(-127, 127).to(torch.int8)
+        calls.append((q, total, _per(q, dims).abs() * 100 / n, n, 6, gamma, _per(q, param_dims), _per(q, param_dims)))
+    return calls
+
+
+def norm_grad_stats(big: int) -> list[tuple]:
+    return [
+        (q, -q, (_per(q, param_dims) * 50).clamp(-127, 127).to(torch.int8), dims, param_dims)
+        for q, dims, param_dims in _norms(big)
+    ]
+
+
+def norm_grad_apply(big: int) -> list[tuple]:
+    return [
+        (q, -q, gamma, *(_per(q, dims) for _ in range(4)), l2)
+        for (q, dims, _), (_, _, gamma, _, _) in zip(_norms(big), norm_grad_stats(big))
+        for l2 in (False, True)
+    ]
+
+
+def scatter_sum(big: int) -> list[tuple]:
+    rows, terms = 3 * big, 20 * big
+    c, bags = codes(S8, terms, 4), torch.arange(terms) * 7 % (rows + 1) - 1
+    each = (bags[:, None] + torch.arange(4)) % (rows + 1) - 1
+    return [
+        (c, bags[:, None], rows),
+        (c, each, rows),
+        (c.abs().to(torch.uint8), bags[:, None], rows),
+        (c[:0], each[:0], 3),
+    ]
+
+
+CALLS: dict[str, Callable[[int], list[tuple]]] = {
+    f.__name__: f
+    for f in (
+        *(amax, quantize, pack_codes, unpack_codes, int_matmul, scaled_matmul),
+        *(scaled_conv2d, scaled_conv2d_grad_input, scaled_conv2d_grad_weight),
+        *(norm_stats, norm_apply, norm_grad_stats, norm_grad_apply, scatter_sum),
+    )
+}
+CALLS["norm_stats_uncentred"] = norm_stats
+"""op -> its argument lists; the number makes them larger, so that several threads have work."""
