@@ -15,9 +15,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from .element import ProcessingElement, delayed, stages
-from .spec import BoundError, Spec
-
-MAX_SIDE = 64
+from .spec import MAX_SIDE, BoundError, Spec
 
 
 def slot_ports(spec: Spec, rows: int, cols: int) -> dict:

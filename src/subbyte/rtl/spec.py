@@ -23,6 +23,9 @@ MAX_GROUPS = 8
 MAX_ACC_BITS = 48
 """The P register of a DSP48E1; LUT fabric could go further."""
 
+MAX_SIDE = 64
+"""Rows and columns of an array: beyond that a broadcast needs registers of its own."""
+
 MULTIPLIERS = ("booth", "inferred")
 
 
