@@ -117,6 +117,11 @@ def _trilinear_flops(a, b, c, *_rest, out_shape=None, **_kwargs) -> int:
     return 2 * a[0] * math.prod(b)
 
 
+def _conv_backward_flops(g, x, w, _bias, _stride, _pad, _dilation, transposed, _more, _groups, mask, **_kwargs) -> int:
+    """Each gradient has the products of the forward; torch's formula counts those of w groups times."""
+    return 2 * (bool(mask[0]) + bool(mask[1])) * math.prod(x if transposed else g) * math.prod(w[1:])
+
+
 def _on_shapes(formula: Callable[..., int]) -> Callable[..., int]:
     def run(*args, out_val, **kwargs) -> int:
         shaped = tree_map_only(Tensor, lambda t: t.shape, (args, kwargs, out_val))
@@ -145,8 +150,9 @@ _MORE_FLOATS: dict[Any, Callable[..., int]] = {
     aten.mkldnn_rnn_layer: _rnn_flops,
     aten.mkldnn_rnn_layer_backward: _rnn_backward_flops,
     aten._trilinear: _trilinear_flops,
+    aten.convolution_backward: _conv_backward_flops,
 }
-"""What torch's own registry of formulas lacks."""
+"""What torch's own registry of formulas lacks, or has wrong."""
 
 _FORMULAS = {**flop_registry, **{op: _on_shapes(f) for op, f in {**_PRODUCTS, **_MORE_FLOATS}.items()}}
 
