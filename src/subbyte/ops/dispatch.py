@@ -106,9 +106,16 @@ def use_backend(name: str | None) -> Iterator[None]:
         _forced = before
 
 
+def recording(record: dict[str, str]) -> contextlib.AbstractContextManager[None]:
+    """Also write op -> kernel into `record` for every op called inside the block: how a layer knows what ran.
+
+    Not while torch.compile traces: what the graph runs afterwards is recorded in last_kernel alone.
+    """
+    return contextlib.nullcontext() if torch.compiler.is_compiling() else _recording(record)
+
+
 @contextlib.contextmanager
-def recording(record: dict[str, str]) -> Iterator[None]:
-    """Also write op -> kernel into `record` for every op called inside the block: how a layer knows what ran."""
+def _recording(record: dict[str, str]) -> Iterator[None]:
     token = _layer_record.set(record)
     try:
         yield
@@ -118,7 +125,7 @@ def recording(record: dict[str, str]) -> Iterator[None]:
 
 def note(name: str, kernel: str) -> None:
     """Record a product that was not an op, such as an emulation in floats."""
-    record = _layer_record.get()
+    record = None if torch.compiler.is_compiling() else _layer_record.get()
     if record is not None:
         record[name] = kernel
 

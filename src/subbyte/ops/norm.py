@@ -25,7 +25,7 @@ MAX_COUNT = 1 << 24
 
 def count(shape: torch.Size, dims) -> int:
     """n, or ValueError beyond MAX_COUNT."""
-    n = math.prod(shape[d] for d in dims)
+    n = math.prod([shape[d] for d in dims])  # a list: torch.compile traces no generator here
     if n > MAX_COUNT:
         raise ValueError(
             f"a statistic over {n} elements exceeds the {MAX_COUNT} whose sums an int64 holds: {tuple(shape)}"
