@@ -207,5 +207,6 @@ def test_the_folder_holds_backends_by_name_in_order_of_priority():
     priorities = [m.PRIORITY for m in found.values()]
     assert priorities == sorted(priorities, reverse=True)
     assert all(name == m.NAME for name, m in found.items())
-    assert [m.NAME for m in backends.usable()] == [n for n, m in found.items() if not m.available()]
+    automatic = {n: m for n, m in found.items() if getattr(m, "AUTOMATIC", True)}
+    assert [m.NAME for m in backends.usable()] == [n for n, m in automatic.items() if not m.available()]
     assert dispatch.REFERENCE not in found

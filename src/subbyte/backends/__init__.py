@@ -5,6 +5,7 @@ A backend is a module with
   available()          "" when it can run on this machine, otherwise the reason why not
   one function per op that it covers, named and called as the op in subbyte/ops; it returns NotImplemented for
   arguments that it does not cover (the next backend, or the reference, then runs; when it was forced, an error)
+  AUTOMATIC            optional: False for a backend that only runs when it is forced
   ran: dict[str, str]  optional: op -> the name of the kernel that its last call ran
 
 Every function equals the body of its op bit for bit.
@@ -28,5 +29,5 @@ def discover() -> dict[str, ModuleType]:
 
 @functools.cache
 def usable() -> tuple[ModuleType, ...]:
-    """Those that can run on this machine, highest priority first."""
-    return tuple(m for m in discover().values() if not m.available())
+    """Those that the automatic choice may take on this machine, highest priority first."""
+    return tuple(m for m in discover().values() if getattr(m, "AUTOMATIC", True) and not m.available())

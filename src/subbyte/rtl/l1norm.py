@@ -7,7 +7,8 @@
 
 3 n + 24 cycles and a few tens for n codes; one buffer, so the next statistic loads when this one has been read out.
 Widths (bits, sign included; b-bit codes, n <= 2^k): S b + k, d b + k + 1, A b + 2 k + 1, c A b + 2 k + 16, rec 24
-(unsigned), d rec b + k + 25. The quotient has at most 24 bits because A' >= n^2 / 2^7: so the division can start at dividend >> 24.
+(unsigned), d rec b + k + 25. The quotient has at most 24 bits because A' >= n^2 / 2^7: so the division can start
+with the dividend >> 24.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from amaranth.hdl import EnableInserter, Module, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
+from . import requantizer
 from .axi import stream_in, stream_out
 from .gemmconfig import MAX_SHIFT
 from .requantizer import INDEX_BITS, Requantizer
@@ -40,7 +41,7 @@ class Quantizer(wiring.Component):
 
     @property
     def latency(self) -> int:
-        return Requantizer(self.width, self.random).latency
+        return requantizer.latency(self.random)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

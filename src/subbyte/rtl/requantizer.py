@@ -55,8 +55,7 @@ class Requantizer(wiring.Component):
 
     @property
     def latency(self) -> int:
-        """Threefry, two halves of the shifter, rounding, clamp."""
-        return (threefry.LATENCY if self.random else 0) + SHIFTER_STAGES + 2
+        return latency(self.random)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -111,3 +110,8 @@ class Requantizer(wiring.Component):
         r16 = Signal(FRACTION)
         m.d.comb += r16.eq(Mux(lane[0], word[FRACTION:], word[:FRACTION]))
         return r16
+
+
+def latency(random: bool) -> int:
+    """Cycles through a Requantizer: Threefry, the halves of the shifter, rounding, clamp."""
+    return (threefry.LATENCY if random else 0) + SHIFTER_STAGES + 2

@@ -123,7 +123,7 @@ class Sequencer(wiring.Component):
         return m
 
     def _load(self, m: Module, counts: Array, slot_bits: int, group: Signal, index: Signal) -> Signal:
-        """Store the left shifts as they come, and look up this cycle's slot (a cycle later). -> the table is complete."""
+        """Store the left shifts as they come; look up this cycle's slot (a cycle later). -> the table is complete."""
         c = self.config
         loaded = Signal(range(c.max_slots + 1))
         ready, take = Signal(), Signal()

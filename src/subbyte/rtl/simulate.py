@@ -15,23 +15,14 @@ from torch import Tensor
 
 from ..numerics import IntFormat
 from . import gemmconfig
-from .beats import a_beats, b_beats, matrix, slot_lefts
+from .beats import a_beats, b_beats, matrix
 from .gemm import GemmCore
 from .gemmconfig import REGISTERS, GemmConfig
 from .l1norm import L1Norm
+from .product import Product
 from .quantizer import Quantizer
 
 PERIOD = 1e-8
-
-
-@dataclass(frozen=True)
-class Requantize:
-    """What the core does to its accumulators: integer.requantize(acc, shift + row_shift[m], format, bits of stream)."""
-
-    format: IntFormat
-    shift: int
-    row_shift: Tensor | None = None
-    stream: int | None = None
 
 
 @dataclass(frozen=True)
@@ -118,52 +109,17 @@ async def read_register(ctx, dut, name: str) -> int:
     return data
 
 
-def settings(config: GemmConfig, m: int, n: int, k: int, grouped: bool, rescale: Requantize | None) -> dict[str, int]:
-    """The register values of one product, in the order in which to write them; START comes last."""
-    mp, np, slots = config.panels(m, n, k)
-    flags = gemmconfig.FLAG_GROUPED if grouped else 0
-    values = {"M_PANELS": mp, "N_PANELS": np, "SLOTS": slots, "N": n}
-    if rescale is not None:
-        flags |= gemmconfig.FLAG_REQUANTIZE
-        flags |= gemmconfig.FLAG_ROW_SHIFTS if rescale.row_shift is not None else 0
-        flags |= gemmconfig.FLAG_STOCHASTIC if rescale.stream is not None else 0
-        key = rescale.stream or 0
-        values |= {"SHIFT": rescale.shift, "QMIN": rescale.format.qmin, "QMAX": rescale.format.qmax}
-        values |= {"STREAM_LOW": key & 0xFFFFFFFF, "STREAM_HIGH": key >> 32 & 0xFFFFFFFF}
-    return values | {"FLAGS": flags, "START": 1}
-
-
-def shift_bytes(config: GemmConfig, m: int, left: Tensor | None, rescale: Requantize | None) -> list[int]:
-    """The shift stream: left shifts by slot, then row shifts, padded to whole panels."""
-    out = [] if left is None else slot_lefts(config, left)
-    if rescale is not None and rescale.row_shift is not None:
-        out += rescale.row_shift.tolist() + [0] * (-m % config.rows)
-    return out
-
-
-def gemm(
-    config: GemmConfig,
-    a: Tensor,
-    b: Tensor,
-    left: Tensor | None = None,
-    rescale: Requantize | None = None,
-    stall: float = 0.0,
-    seed: int = 0,
-) -> GemmRun:
-    """One product on a GemmCore. a (M, K), b (K, N) codes; left (K) left shifts 0 .. groups - 1. BoundError."""
-    (m, k), n = a.shape, b.shape[1]
-    config.require(m, n, k, rescale is not None and rescale.row_shift is not None)
-    if left is not None and int(left.max()) >= config.spec.groups:
-        raise gemmconfig.BoundError(
-            f"a left shift of {int(left.max())}: {config.spec.groups} groups allow 0 to one less"
-        )
-    dut = GemmCore(config)
+def gemm(config: GemmConfig, product: Product, stall: float = 0.0, seed: int = 0, array=None) -> GemmRun:
+    """One product on a GemmCore. BoundError where the core cannot hold it. array: as in GemmCore."""
+    product.require(config)
+    m, n, k = product.sizes
+    dut = GemmCore(config, array)
     streams = Streams(dut, stall, seed)
     words: list[int] = []
     result: dict[str, int] = {}
 
     async def start(ctx):
-        for name, value in settings(config, m, n, k, left is not None, rescale).items():
+        for name, value in product.registers(config).items():
             await write_register(ctx, dut, name, value)
 
     async def finish(ctx):
@@ -172,9 +128,9 @@ def gemm(
 
     mp, np, _ = config.panels(m, n, k)
     streams.simulator.add_testbench(start)
-    streams.send("s_axis_a", a_beats(config, a))
-    streams.send("s_axis_b", b_beats(config, b))
-    streams.send("s_axis_e", shift_bytes(config, m, left, rescale))
+    streams.send("s_axis_a", a_beats(config, product.a))
+    streams.send("s_axis_b", b_beats(config, product.b))
+    streams.send("s_axis_e", product.shift_bytes(config))
     streams.receive("m_axis_c", mp * np * config.rows * config.cols // config.post_lanes, words, finish)
     streams.simulator.run()
     if result["START"] != gemmconfig.STATUS_DONE:

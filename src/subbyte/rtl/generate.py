@@ -1,0 +1,167 @@
+"""Writes a core to a folder: Verilog, testbench with vectors, manifest, README; runs the testbench where Icarus is."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ..numerics import accumulator_bits
+from . import requantizer, testbench
+from .element import stages
+from .gemm import GemmCore
+from .gemmconfig import REGISTERS, GemmConfig
+from .operands import READ_LATENCY
+from .product import Requantize, random_product
+from .synth import to_verilog, tool_version
+from .testbench import Job
+
+TOP = "subbyte_gemm"
+STREAM = 0x0123456789ABCDEF
+
+
+def jobs(config: GemmConfig, m: int, n: int, k: int) -> list[Job]:
+    """The whole product without stalls, for its cycle count; then small ones with stalls and each kind of rescaling."""
+    spec = config.spec
+    code = spec.a
+    small = (min(m, config.rows + 1), min(n, 2 * config.cols - 1), min(k, 5 * spec.lanes + 1))
+    drop = max(0, accumulator_bits(spec.a, spec.b, small[2], spec.groups - 1) - code.bits)
+    rows = torch.arange(small[0]) % 4
+    out = [
+        Job("accumulators, no stalls", random_product(config, m, n, k), False),
+        Job("accumulators in natural order, stalls", random_product(config, *small, seed=1, groups=1), True),
+        Job("to nearest, a shift for each row", random_product(config, *small, Requantize(code, drop, rows), 2), True),
+    ]
+    if config.stochastic:
+        out.append(Job("stochastic", random_product(config, *small, Requantize(code, drop, rows, STREAM), 3), True))
+    return out
+
+
+def manifest(config: GemmConfig, sizes: tuple[int, int, int], target: str, cycles: list[int] | None) -> dict:
+    """What someone who instantiates the core must know, as data."""
+    spec = config.spec
+    ideal = config.ideal_cycles(*sizes)
+    pipeline = requantizer.latency(config.stochastic)
+    edge = 1 + (spec.variant == "folded" and spec.groups > 1)
+    return {
+        "top": TOP,
+        "target": target,
+        "tool": tool_version(),
+        "unit": {**asdict(spec), "a": str(spec.a), "b": str(spec.b)},
+        "array": {"rows": config.rows, "cols": config.cols, "macs_per_cycle": config.rows * config.cols * spec.lanes},
+        "ranges": {
+            "a": [spec.a.qmin, spec.a.qmax],
+            "b": [spec.b.qmin, spec.b.qmax],
+            "left_shift": [0, spec.groups - 1],
+            "accumulator": [-(1 << spec.acc_bits - 1), (1 << spec.acc_bits - 1) - 1],
+            "requantize_shift": [0, 63],
+        },
+        "bounds": {
+            "max_k_of_accumulator": spec.max_k,
+            "max_k_of_buffers": config.max_k,
+            "max_b_words": config.max_panels * config.max_slots,
+            "max_row_shifts": config.row_shifts,
+            "chunk_k": min(spec.max_k, config.max_k),
+            "accumulator_bits_at_max_k": accumulator_bits(spec.a, spec.b, config.max_k, spec.groups - 1),
+        },
+        "latency_cycles": {
+            "sequencer_to_array": 1 + READ_LATENCY,
+            "array": edge + stages(spec) + 1,
+            "rescaling": pipeline + 1,
+        },
+        "throughput": {
+            "sizes_mnk": list(sizes),
+            "ideal_cycles": ideal,
+            "schedule_cycles": config.schedule_cycles(*sizes),
+            "simulated_cycles": None if cycles is None else cycles[0],
+            "efficiency": None if cycles is None else round(ideal / cycles[0], 4),
+            "outputs_per_cycle": config.post_lanes,
+        },
+        "streams": {
+            "s_axis_a": {"bits": config.a_beat_bits, "beat": f"{config.rows} rows x {spec.lanes} codes of one slot"},
+            "s_axis_b": {"bits": config.b_beat_bits, "beat": f"{config.cols} columns x {spec.lanes} codes of one slot"},
+            "s_axis_e": {"bits": 8, "beat": "left shift of a slot; then shift of a row"},
+            "m_axis_c": {"bits": config.word_bits * config.post_lanes, "beat": f"{config.post_lanes} outputs of a row"},
+        },
+        "registers": REGISTERS,
+        "verified": {
+            "against": "subbyte.numerics and subbyte.integer, bit for bit",
+            "icarus": None if cycles is None else "passed",
+            "place_and_route": "not run",
+        },
+    }
+
+
+def run_icarus(folder: Path, timeout: float = 600.0) -> list[int] | None:
+    """Run the testbench of `folder`: cycles of each job, or None without Icarus. RuntimeError where it fails."""
+    if shutil.which("iverilog") is None:
+        return None
+    build = ["iverilog", "-g2005", "-o", "tb.vvp", "-s", "tb", "tb.v", f"{TOP}.v"]
+    compiled = subprocess.run(build, cwd=folder, capture_output=True, text=True, timeout=timeout)
+    if compiled.returncode:
+        raise RuntimeError(f"iverilog: {compiled.stderr[-2000:]}")
+    run = subprocess.run(["vvp", "-n", "tb.vvp"], cwd=folder, capture_output=True, text=True, timeout=timeout)
+    (folder / "tb.vvp").unlink()
+    lines = run.stdout.strip().splitlines()
+    if run.returncode or not lines or not any(line == "PASS" for line in lines):
+        raise RuntimeError(f"the testbench failed:\n{run.stdout[-2000:]}{run.stderr[-1000:]}")
+    return [int(c) for c in re.findall(r"^job \d+ cycles (\d+)$", run.stdout, re.M)]
+
+
+def generate(config: GemmConfig, out: Path, sizes: tuple[int, int, int], target: str, run: bool = True) -> dict:
+    """Fill `out`; -> the manifest. BoundError before anything is written."""
+    config.require(*sizes)
+    todo = jobs(config, *sizes)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"{TOP}.v").write_text(to_verilog(GemmCore(config), TOP))
+    for name, text in testbench.files(config, todo, TOP).items():
+        (out / name).write_text(text)
+    cycles = run_icarus(out) if run else None
+    facts = manifest(config, sizes, target, cycles)
+    (out / "manifest.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (out / "README.md").write_text(readme(config, facts))
+    return facts
+
+
+def readme(config: GemmConfig, facts: dict) -> str:
+    spec, t = config.spec, facts["throughput"]
+    stream = "\n".join(
+        f"    .{name}_tdata({name}_tdata), .{name}_tvalid({name}_tvalid), .{name}_tready({name}_tready),"
+        for name in ("s_axis_a", "s_axis_b", "s_axis_e", "m_axis_c")
+    )
+    measured = f"{t['simulated_cycles']} simulated (Icarus)" if t["simulated_cycles"] else "not simulated here"
+    registers = "\n".join(f"| 0x{offset:02x} | {name} |" for name, offset in REGISTERS.items())
+    return f"""# {TOP}: {spec.variant}, {spec}, {config.rows} x {config.cols}
+
+acc[m, n] = sum_k a[m, k] b[k, n] 2^left[k], {spec.acc_bits}-bit accumulators; K at most {facts["bounds"]["chunk_k"]}.
+`manifest.json` holds every width, bound and latency. The core has not been placed and routed.
+
+```verilog
+{TOP} gemm (
+    .clk(clk), .rst(rst),                    // synchronous reset, active high
+{stream}
+    .m_axis_c_tlast(m_axis_c_tlast),
+    .s_axil_awaddr(awaddr), .s_axil_awprot(3'b0), .s_axil_awvalid(awvalid), .s_axil_awready(awready),
+    .s_axil_wdata(wdata), .s_axil_wstrb(4'hf), .s_axil_wvalid(wvalid), .s_axil_wready(wready),
+    .s_axil_bresp(bresp), .s_axil_bvalid(bvalid), .s_axil_bready(bready),
+    .s_axil_araddr(araddr), .s_axil_arprot(3'b0), .s_axil_arvalid(arvalid), .s_axil_arready(arready),
+    .s_axil_rdata(rdata), .s_axil_rresp(rresp), .s_axil_rvalid(rvalid), .s_axil_rready(rready)
+);
+```
+
+A product: write the sizes, FLAGS (1 grouped, 2 row shifts, 4 requantize, 8 stochastic) and what they need, then 1 to
+START. Send A ({config.a_beat_bits}-bit beats), B ({config.b_beat_bits}-bit) and shifts in any order of time; read C
+until tlast. START reads as status: 1 busy, 2 done, 4 refused (sizes beyond the buffers).
+
+| offset | register |
+|---|---|
+{registers}
+
+{t["sizes_mnk"]} (M, N, K): {t["ideal_cycles"]} cycles ideal, {measured}.
+Testbench: `iverilog -g2005 -s tb -o tb.vvp tb.v {TOP}.v && vvp -n tb.vvp` prints PASS.
+"""
