@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -50,16 +51,28 @@ def geometry(x: Tensor, v: Tensor) -> tuple[int, int] | None:
     v broadcasts to x and its values are taken in row-major order. None where the axes along which v varies do not
     follow each other in x's memory.
     """
-    return axes(x, [i for i, n in enumerate(v.shape, x.ndim - v.ndim) if n != 1])
+    return _geometry(x.shape, x.stride(), v.shape)
 
 
 def axes(x: Tensor, kept: list[int]) -> tuple[int, int] | None:
     """The same for an operand that varies along the axes `kept`."""
-    if x.numel() == 0:
+    return _axes(x.shape, x.stride(), tuple(kept))
+
+
+@functools.lru_cache(4096)  # a network has few shapes, and a loop in Python takes longer than a small kernel
+def _geometry(shape: tuple[int, ...], strides: tuple[int, ...], operand: tuple[int, ...]) -> tuple[int, int] | None:
+    first = len(shape) - len(operand)
+    return _axes(shape, strides, tuple(i for i, n in enumerate(operand, first) if n != 1))
+
+
+@functools.lru_cache(4096)
+def _axes(shape: tuple[int, ...], strides: tuple[int, ...], kept: tuple[int, ...]) -> tuple[int, int] | None:
+    n = math.prod(shape)
+    if n == 0:
         return 1, 1
-    channels, inner = 1, x.numel()
+    channels, inner = 1, n
     for axis in reversed(kept):
-        size, stride = x.shape[axis], x.stride(axis)
+        size, stride = shape[axis], strides[axis]
         if size == 1:
             continue
         if channels == 1:
