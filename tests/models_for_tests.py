@@ -153,3 +153,18 @@ def gradients(model: nn.Module, run: Callable[[], Tensor], seed: int = 11) -> li
 def equal(a: list[Tensor], b: list[Tensor]) -> bool:
     """Bit for bit."""
     return len(a) == len(b) > 0 and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+NETS = {"conv": (conv_net, (4, 3, 8, 8)), "mlp": (mlp, (6, 12))}
+
+
+def quantized(net: str, scheme="int4") -> tuple[nn.Module, Tensor]:
+    """One of NETS, converted, and a batch for it."""
+    make, shape = NETS[net]
+    torch.manual_seed(5)
+    return sb.quantize_(make(), scheme), torch.randn(shape)
+
+
+def layers(model: nn.Module) -> list:
+    """Its subbyte layers."""
+    return [m for m in model.modules() if isinstance(m, sb.nn.QuantizedLayer)]
