@@ -57,7 +57,8 @@ struct Window {
     std::vector<int> left(const ConvCall& call, i64 group) const;
 };
 
-// Groups of a channel or two: each plane on its own, without words. Returns nullptr where a kernel is too large for int32.
+// Groups of a channel or two: each plane on its own, without words. Returns nullptr where a kernel is too large for
+// int32.
 bool by_planes(const ConvCall& call);
 const char* window_by_planes(const ConvCall& call, bool backward, int threads);
 const char* grad_weight_by_planes(const ConvCall& call, int threads);

@@ -1,9 +1,11 @@
-// sb_conv2d_grad_weight: dw[o, c, r, s] = sum over n, p, q of g[n, o, p, q] x[n, c, p stride + r dilation - padding, ...]
+// sb_conv2d_grad_weight: dw[o, c, r, s] = sum over n, p, q of g[n, o, p, q] x[n, c, h, w]
+//                        with h = p stride + r dilation - padding, w likewise from q and s
 //
-// The reduction runs along rows of pixels, so a word holds neighbouring pixels of one channel. x lies as planes with their
-// borders, the left operand: a tap (r, s) is nothing but another address, at any element. g is the right operand. With a
-// stride, x is split into the planes of every stride-th column. A task takes a block of images, packs them, and adds to
-// its worker's own dw; these are added at the end, in integers, so that no result depends on who did what.
+// The reduction runs along rows of pixels, so a word holds neighbouring pixels of one channel. x lies as planes with
+// their borders, the left operand: a tap (r, s) is nothing but another address, at any element. g is the right operand.
+// With a stride, x is split into the planes of every stride-th column. A task takes a block of images, packs them, and
+// adds to its worker's own sums, [input][tap][output]; these are added at the end, in integers: no result depends on
+// who did what.
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -18,10 +20,11 @@ namespace {
 
 Op<ProductKernels> op{"conv2d_grad_weight"};
 
-constexpr i64 kTaskBytes = 512 << 10;   // packed operands of a task: half of the second cache
-constexpr i64 kSumsBytes = 256 << 20;   // of all workers' dw together; fewer workers beyond
-constexpr i64 kGrain = 1 << 18;         // multiply-accumulates below which a second thread costs more than it saves
-constexpr i64 kEdge = 16;               // channels of both kinds in a block of the last transposition
+constexpr i64 kTaskBytes = 512 << 10;  // packed operands of a task: half of the second cache, or a part of a large dw
+constexpr i64 kSetWords = 1024;        // words after which addresses meet in the same set of the first cache
+constexpr i64 kSumsBytes = 256 << 20;  // of all workers' dw together; fewer workers beyond
+constexpr i64 kGrain = 1 << 18;        // multiply-accumulates below which a second thread costs more than it saves
+constexpr i64 kFinishRows = 16;        // input channels of dw in a task that brings it into its order
 
 struct Block {  // images [n0, n1), rows [p0, p1) of g; all these images have the same left shift
     i64 n0, n1, p0, p1;
@@ -33,8 +36,9 @@ i64 floor_div(i64 a, i64 b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
 class GradWeight {
 public:
     GradWeight(const ConvCall& call, const ProductKernels& kernels, int threads)
-        : call_(call), k_(kernels), inputs_(call.c / call.groups), outputs_(call.o / call.groups), nr_(2 * kernels.lanes),
-          padded_(round_up<i64>(outputs_, kernels.lanes)), taps_(call.r * call.s), q_words_(ceil_div<i64>(call.q, kernels.per_word)) {
+        : call_(call), k_(kernels), inputs_(call.c / call.groups), outputs_(call.o / call.groups),
+          nr_(2 * kernels.lanes), padded_(round_up<i64>(outputs_, kernels.lanes)), taps_(call.r * call.s),
+          q_words_(ceil_div<i64>(call.q, kernels.per_word)) {
         low_ = 0;
         i64 high = 0;
         for (i64 s = 0; s < call.s; ++s) {
@@ -44,8 +48,10 @@ public:
             columns_.push_back({offset, static_cast<i64>(split_.size())});
             const i64 column = at - offset * call.stride[1];
             const auto known = std::find(split_.begin(), split_.end(), column);
-            if (known == split_.end()) split_.push_back(column);
-            else columns_.back().split = known - split_.begin();
+            if (known == split_.end())
+                split_.push_back(column);
+            else
+                columns_.back().split = known - split_.begin();
         }
         line_ = q_words_ + ceil_div<i64>(high - low_, k_.per_word);
         size_ = call.groups * taps_ * inputs_ * padded_;
@@ -65,12 +71,13 @@ public:
             u8* sums = sums_ + worker * size_ * element_;
             if (!used_[worker]) std::memset(sums, 0, static_cast<size_t>(size_ * element_));
             used_[worker] = 1;
-            for (i64 g = 0; g < call_.groups; ++g) add(blocks_[task], g, sums + g * taps_ * inputs_ * padded_ * element_);
+            for (i64 g = 0; g < call_.groups; ++g)
+                add(blocks_[task], g, sums + g * taps_ * inputs_ * padded_ * element_);
         });
-        const i64 edges = ceil_div(outputs_, kEdge);
-        parallel(useful_threads(threads_, size_, kGrain), call_.groups * edges, [&](i64 task, int) {
-            if (call_.wide) finish<i64>(task / edges, task % edges * kEdge);
-            else finish<i32>(task / edges, task % edges * kEdge);
+        const i64 parts = ceil_div(inputs_, kFinishRows);
+        parallel(useful_threads(threads_, size_, kGrain), call_.groups * parts, [&](i64 task, int) {
+            const i64 c0 = task % parts * kFinishRows;
+            finish(task / parts, c0, std::min(c0 + kFinishRows, inputs_));
         });
         return true;
     }
@@ -81,10 +88,11 @@ private:
     };
 
     i64 source_rows(i64 rows) const { return (rows - 1) * call_.stride[0] + (call_.r - 1) * call_.dilation[0] + 1; }
-    // Words from one channel's plane to the next; off the period of a cache set, since a tile reads many channels at once.
+    // Words from one channel's plane to the next; off the period of a cache set, since a tile reads many channels at
+    // once.
     i64 plane(i64 rows) const {
         const i64 words = source_rows(rows) * line_;
-        return words % 64 < 16 ? words + 16 : words;
+        return words >= kSetWords / 4 && words % 64 < 16 ? words + 16 : words;
     }
     i64 image_words(i64 rows) const { return static_cast<i64>(split_.size()) * inputs_ * plane(rows); }
 
@@ -103,8 +111,9 @@ private:
         if (exact_rows < 1) return false;
         const i64 image = 4 * (image_words(call_.p) + call_.p * q_words_ * padded_);
         const i64 share = ceil_div<i64>(call_.n, threads_);
-        const i64 images = std::clamp<i64>(std::min(kTaskBytes / image, exact_rows / call_.p), 1, share);
-        const i64 rows = std::clamp<i64>(std::min(call_.p * kTaskBytes / image, exact_rows), 1, call_.p);
+        const i64 budget = std::max(kTaskBytes, size_ * element_ / 4);  // every task reads and writes all of dw
+        const i64 images = std::clamp<i64>(std::min(budget / image, exact_rows / call_.p), 1, share);
+        const i64 rows = std::clamp<i64>(std::min(call_.p * budget / image, exact_rows), 1, call_.p);
         for (i64 n0 = 0; n0 < call_.n;) {
             const int shift = left.empty() ? 0 : left[n0];
             i64 n1 = n0 + 1;
@@ -131,8 +140,10 @@ private:
                 for (i64 i = 0; i < rows; ++i) {
                     const i64 h = block.p0 * call_.stride[0] - call_.padding[0] + i;
                     Codes row = codes;
-                    if (h < 0 || h >= call_.h) row.last = row.first;
-                    else row.data += h * stride[2];
+                    if (h < 0 || h >= call_.h)
+                        row.last = row.first;
+                    else
+                        row.data += h * stride[2];
                     k_.encode_rows(row, inputs_, line_, to + i * line_, ld);
                 }
                 to += inputs_ * ld;
@@ -195,56 +206,73 @@ private:
         correct.columns(t, ld, init);
         t.init = init;
         t.accumulate = direct && !correct.has_rows();
-        t.c_row = t.accumulate ? padded_ : ld;
+        t.c_row = t.accumulate ? taps_ * padded_ : ld;
         t.c_group = 4 * t.c_row;
         for (i64 r = 0; r < call_.r; ++r)
             for (i64 s = 0; s < call_.s; ++s) {
-                const u8* tap = source + 4 * (columns_[s].split * inputs_ * plane(rows) + r * call_.dilation[0] * line_) +
+                const u8* tap = source +
+                                4 * (columns_[s].split * inputs_ * plane(rows) + r * call_.dilation[0] * line_) +
                                 (columns_[s].offset - low_) * 4 / k_.per_word;
                 for (i64 c = 0; c < inputs_; c += height) {
                     const int count = static_cast<int>(std::min(height, inputs_ - c));
-                    u8* to = sums + ((r * call_.s + s) * inputs_ + c) * padded_ * element_;
+                    u8* to = sums + (c * taps_ + r * call_.s + s) * padded_ * element_;
                     t.a = tap + c * t.a_row;
                     t.c = t.accumulate ? reinterpret_cast<i32*>(to) : tile;
                     k_.tile[vectors - 1][count - 1](t);
                     if (t.accumulate) continue;
                     std::memset(row_sums, 0, sizeof row_sums);
                     if (correct.has_rows()) correct.rows(t, count, row_sums);
-                    for (int i = 0; i < count; ++i)
-                        if (call_.wide) add_row(reinterpret_cast<i64*>(to) + i * padded_, tile + i * ld, ld, row_sums[i], shift);
-                        else add_row(reinterpret_cast<i32*>(to) + i * padded_, tile + i * ld, ld, row_sums[i], shift);
+                    for (int i = 0; i < count; ++i) {
+                        u8* row = to + i * taps_ * padded_ * element_;
+                        if (call_.wide)
+                            add_tile(reinterpret_cast<i64*>(row), tile + i * ld, ld, row_sums[i], shift);
+                        else
+                            add_tile(reinterpret_cast<i32*>(row), tile + i * ld, ld, row_sums[i], shift);
+                    }
                 }
             }
     }
 
     template <class Acc>
-    static void add_row(Acc* to, const i32* tile, i64 n, i32 row_sum, int shift) {
+    static void add_tile(Acc* to, const i32* tile, i64 n, i32 row_sum, int shift) {
         for (i64 j = 0; j < n; ++j) to[j] += static_cast<Acc>(tile[j] + row_sum) << shift;
     }
 
-    // The workers' sums of outputs [o0, o0 + kEdge) -> dw, whose memory order is the other way round.
+    // All workers' sums of input channels [c0, c1) -> dw.
+    void finish(i64 group, i64 c0, i64 c1) const {
+        const i64 at = (group * inputs_ + c0) * taps_ * padded_, n = (c1 - c0) * taps_ * padded_;
+        u8* total = sums_ + at * element_;
+        if (!used_[0]) std::memset(total, 0, static_cast<size_t>(n * element_));
+        for (int worker = 1; worker < threads_; ++worker) {
+            if (!used_[worker]) continue;
+            const u8* part = total + worker * size_ * element_;
+            if (call_.wide)
+                add_row(reinterpret_cast<i64*>(total), reinterpret_cast<const i64*>(part), n);
+            else
+                add_row(reinterpret_cast<i32*>(total), reinterpret_cast<const i32*>(part), n);
+        }
+        // A scale that differs along the inputs as well is a column of its own for each of them.
+        const i64 rows = call_.scale_stride[1] ? 1 : c1 - c0, first = group * outputs_;
+        float* scale = scratch<float>(Slot::scale, padded_);
+        for (i64 c = c0; c < c1; c += rows) {
+            for (i64 o = 0; o < padded_; ++o)
+                scale[o] = call_.scales()[(first + std::min(o, outputs_ - 1)) * call_.scale_stride[0] +
+                                          c * call_.scale_stride[1]];
+            float* out = call_.floats() + (first * inputs_ + c) * taps_;
+            k_.finish({total + (c - c0) * taps_ * padded_ * element_, call_.wide != 0, padded_, rows * taps_, outputs_,
+                       nullptr, scale, nullptr, out, 1, inputs_ * taps_});
+        }
+    }
+
     template <class Acc>
-    void finish(i64 group, i64 o0) const {
-        const Acc* all = reinterpret_cast<const Acc*>(sums_) + group * taps_ * inputs_ * padded_;
-        for (i64 c0 = 0; c0 < inputs_; c0 += kEdge)
-            for (i64 o = o0; o < std::min(o0 + kEdge, outputs_); ++o)
-                for (i64 c = c0; c < std::min(c0 + kEdge, inputs_); ++c) {
-                    const i64 channel = group * outputs_ + o;
-                    const float scale = call_.scales()[channel * call_.scale_stride[0] + c * call_.scale_stride[1]];
-                    float* out = call_.floats() + (channel * inputs_ + c) * taps_;
-                    for (i64 tap = 0; tap < taps_; ++tap) {
-                        Acc sum = 0;
-                        for (int worker = 0; worker < threads_; ++worker)
-                            if (used_[worker]) sum += all[worker * size_ + (tap * inputs_ + c) * padded_ + o];
-                        out[tap] = static_cast<float>(sum) * scale;
-                    }
-                }
+    static void add_row(Acc* to, const Acc* from, i64 n) {
+        for (i64 j = 0; j < n; ++j) to[j] += from[j];
     }
 
     const ConvCall& call_;
     const ProductKernels& k_;
     i64 inputs_, outputs_, nr_, padded_, taps_, q_words_;
-    i64 low_, line_;  // the smallest offset of a tap; words in a row of a plane of x
+    i64 low_, line_;      // the smallest offset of a tap; words in a row of a plane of x
     i64 size_, element_;  // of one worker's dw, in sums; bytes in a sum
     int threads_;
     std::vector<Column> columns_;

@@ -22,7 +22,8 @@ i32 value(const ConvCall::Operand& operand, const u8* code) {
 }
 
 // A plane of codes as int32, surrounded by zeros: rows [top, top + height), columns [left, left + width) of it.
-i32* pad_plane(const ConvCall::Operand& from, i64 n, i64 channel, i64 h, i64 w, i64 top, i64 height, i64 left, i64 width, Slot slot) {
+i32* pad_plane(const ConvCall::Operand& from, i64 n, i64 channel, i64 h, i64 w, i64 top, i64 height, i64 left,
+               i64 width, Slot slot) {
     i32* to = scratch<i32>(slot, height * width);
     std::fill(to, to + height * width, 0);
     const u8* data = from.codes() + n * from.stride[0] + channel * from.stride[1];
@@ -54,7 +55,8 @@ const char* window_by_planes(const ConvCall& call, bool backward, int threads) {
         for (i64 j = 0; j < window.sources; ++j) {
             const i64 source = group * window.sources + j;
             const int shift = left_shift(call.a, source) + left_shift(call.b, group * window.shift_step_b + j);
-            const i32* x = pad_plane(call.a, n, source, rows.src, cols.src, rows.low, height, cols.low, width, Slot::left);
+            const i32* x =
+                pad_plane(call.a, n, source, rows.src, cols.src, rows.low, height, cols.low, width, Slot::left);
             const u8* w = call.b.codes() + group * ws[0] + target % window.targets * ws[1] + j * ws[2];
             for (const Phase& pr : rows.phases)
                 for (const Phase& pc : cols.phases)
@@ -62,15 +64,17 @@ const char* window_by_planes(const ConvCall& call, bool backward, int threads) {
                         std::fill(acc, acc + pc.count, 0);
                         for (const Phase::Tap& r : pr.taps)
                             for (const Phase::Tap& s : pc.taps)
-                                kernel.table->axpy(acc, x + (i * rows.src_step + r.offset - rows.low) * width + s.offset - cols.low,
-                                                   cols.src_step, value(call.b, w + r.weight * ws[3] + s.weight * ws[4]), pc.count);
+                                kernel.table->axpy(
+                                    acc, x + (i * rows.src_step + r.offset - rows.low) * width + s.offset - cols.low,
+                                    cols.src_step, value(call.b, w + r.weight * ws[3] + s.weight * ws[4]), pc.count);
                         i64* to = total + (pr.first + i * rows.step) * cols.dst + pc.first;
                         for (i64 q = 0; q < pc.count; ++q) to[q * cols.step] += static_cast<i64>(acc[q]) << shift;
                     }
         }
         const float scale = call.scales()[n * call.scale_stride[0] + target * call.scale_stride[1]];
         const float* bias = reinterpret_cast<const float*>(call.bias);
-        float* out = call.floats() + (call.channels_last ? n * plane * channels + target : (n * channels + target) * plane);
+        float* out =
+            call.floats() + (call.channels_last ? n * plane * channels + target : (n * channels + target) * plane);
         const i64 step = call.channels_last ? channels : 1;
         for (i64 i = 0; i < plane; ++i) {
             const float y = static_cast<float>(total[i]) * scale;
@@ -91,20 +95,23 @@ const char* grad_weight_by_planes(const ConvCall& call, int threads) {
         for (i64 n = 0; n < call.n; ++n) {
             const int shift = left_shift(call.a, n) + left_shift(call.b, n);
             const i64 source = o / outputs * inputs + c;
-            const i32* x = pad_plane(call.b, n, source, call.h, call.w, -call.padding[0], height, -call.padding[1], width, Slot::left);
+            const i32* x = pad_plane(call.b, n, source, call.h, call.w, -call.padding[0], height, -call.padding[1],
+                                     width, Slot::left);
             const i32* g = pad_plane(call.a, n, o, call.p, call.q, 0, call.p, 0, call.q, Slot::extra);
             for (i64 r = 0; r < call.r; ++r)
                 for (i64 s = 0; s < call.s; ++s) {
                     i64 sum = 0;
                     for (i64 p = 0; p < call.p; ++p)
-                        sum += kernel.table->dot(g + p * call.q,
-                                                 x + (p * call.stride[0] + r * call.dilation[0]) * width + s * call.dilation[1],
-                                                 call.stride[1], call.q);
+                        sum += kernel.table->dot(
+                            g + p * call.q,
+                            x + (p * call.stride[0] + r * call.dilation[0]) * width + s * call.dilation[1],
+                            call.stride[1], call.q);
                     total[r * call.s + s] += sum << shift;
                 }
         }
         const float scale = call.scales()[o * call.scale_stride[0] + c * call.scale_stride[1]];
-        for (i64 tap = 0; tap < taps; ++tap) call.floats()[(o * inputs + c) * taps + tap] = static_cast<float>(total[tap]) * scale;
+        for (i64 tap = 0; tap < taps; ++tap)
+            call.floats()[(o * inputs + c) * taps + tap] = static_cast<float>(total[tap]) * scale;
     });
     return kernel.name;
 }

@@ -2,7 +2,8 @@
 //
 // A task takes some rows of one image: it packs the source rows that they see, borders included, as words of channels,
 // multiplies tiles of neighbouring pixels by panels of target channels, one segment a tap, and scales the sums into the
-// output. Source words lie as pixels of channels (NHWC codes) or as planes (NCHW codes): whichever needs no transposition.
+// output. Source words lie as pixels of channels (NHWC codes) or as planes (NCHW codes): whichever needs no
+// transposition.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -23,12 +24,12 @@ constexpr i64 kGrain = 1 << 18;        // multiply-accumulates below which a sec
 class Convolution {
 public:
     Convolution(const ConvCall& call, bool backward, const ProductKernels& kernels, int threads)
-        : call_(call), k_(kernels), window_(call, backward), rows_(window_.rows), cols_(window_.cols), threads_(threads),
-          nr_(2 * kernels.lanes), padded_(round_up<i64>(window_.targets, kernels.lanes)),
+        : call_(call), k_(kernels), window_(call, backward), rows_(window_.rows), cols_(window_.cols),
+          threads_(threads), nr_(2 * kernels.lanes), padded_(round_up<i64>(window_.targets, kernels.lanes)),
           panels_(ceil_div<i64>(window_.targets, nr_)), pixel_major_(call.a.stride[1] == 1) {
         for (i64 g = 0; g < call.groups; ++g)
-            plans_.push_back(std::make_unique<Reduction>(
-                kernels, window_.sources, window_.left(call, g), call.a.format(), call.b.format(), call.wide));
+            plans_.push_back(std::make_unique<Reduction>(kernels, window_.sources, window_.left(call, g),
+                                                         call.a.format(), call.b.format(), call.wide));
         for (const Phase& r : rows_.phases)
             for (const Phase& c : cols_.phases) phases_.push_back({&r, &c});
         width_ = (cols_.count() - 1) * cols_.src_step + cols_.high - cols_.low + 1;
@@ -37,17 +38,20 @@ public:
     void run() {
         if (call_.n == 0 || rows_.dst == 0 || cols_.dst == 0 || window_.targets == 0) return;
         pack_weights();
-        // Rows of i in a task: as many as the cache takes, few enough to give every thread some.
-        const i64 count = rows_.count();
+        // Rows of i in a task: as many as the cache takes, few enough to give every thread some. Small images go
+        // several at a time, so that a panel of weights is used for all of them while it is near.
+        const i64 count = rows_.count(), want = 2 * threads_;
         const i64 source_row = 4 * width_ * most_words() * rows_.src_step;
         const i64 sums_row = (call_.wide ? 8 : 4) * rows_.step * cols_.dst * padded_;
         const i64 fit = std::max<i64>(1, kTaskBytes / std::max<i64>(1, std::max(source_row, sums_row)));
-        const i64 share = std::max<i64>(1, count * call_.n / (2 * threads_));
-        const i64 block = balanced(count, std::min(fit, share));
+        const i64 block = balanced(count, std::min(fit, std::max<i64>(1, count * call_.n / want)));
         const i64 blocks = ceil_div(count, block);
-        parallel(threads_, call_.n * blocks, [&](i64 task, int) {
-            const i64 i0 = task % blocks * block;
-            for (i64 g = 0; g < call_.groups; ++g) convolve(task / blocks, g, i0, std::min(i0 + block, count));
+        const i64 batch = balanced(call_.n, std::clamp<i64>(fit / count, 1, std::max<i64>(1, call_.n / want)));
+        const i64 batches = ceil_div(call_.n, batch);
+        parallel(threads_, batches * blocks, [&](i64 task, int) {
+            const i64 i0 = task % blocks * block, n0 = task / blocks * batch;
+            for (i64 g = 0; g < call_.groups; ++g)
+                convolve(n0, std::min(n0 + batch, call_.n), g, i0, std::min(i0 + block, count));
         });
     }
 
@@ -101,7 +105,8 @@ private:
         std::vector<i64> at;
         for (const Phase::Tap& r : phase.rows->taps)
             for (const Phase::Tap& s : phase.cols->taps) {
-                const u8* data = call_.b.codes() + group * stride[0] + first * stride[1] + r.weight * stride[3] + s.weight * stride[4];
+                const u8* data = call_.b.codes() + group * stride[0] + first * stride[1] + r.weight * stride[3] +
+                                 s.weight * stride[4];
                 k_.encode_columns(plan.right_codes(data, stride[1], stride[2]), n, plan.words(), to, ld);
                 at.push_back(to - begin);
                 to += plan.words() * ld;
@@ -117,13 +122,14 @@ private:
     }
 
     // Source rows [from, from + count) of an image, with their borders, as words.
-    u8* pack_source(const Reduction& plan, i64 image, i64 group, i64 from, i64 count) const {
+    void pack_source(const Reduction& plan, i64 image, i64 group, i64 from, i64 count, i32* to) const {
         const i64 words = plan.words(), *stride = call_.a.stride;
-        i32* to = scratch<i32>(Slot::left, count * width_ * words);
         const u8* data = call_.a.codes() + image * stride[0] + group * window_.sources * stride[1];
         const Codes codes = plan.left_codes(data, stride[3], stride[1]);
-        const i64 begin = std::clamp<i64>(-cols_.low, 0, width_), end = std::clamp<i64>(cols_.src - cols_.low, begin, width_);
-        const i64 column = pixel_major_ ? words : 1, lines = pixel_major_ ? 1 : words;  // words in a pixel; runs in a row
+        const i64 begin = std::clamp<i64>(-cols_.low, 0, width_),
+                  end = std::clamp<i64>(cols_.src - cols_.low, begin, width_);
+        const i64 column = pixel_major_ ? words : 1,
+                  lines = pixel_major_ ? 1 : words;  // words in a pixel; runs in a row
         for (i64 i = 0; i < count; ++i) {
             i32* row = to + i * width_ * column;
             const i64 h = from + i;
@@ -132,24 +138,30 @@ private:
             for (i64 line = 0; line < lines; ++line) {
                 i32* run = row + line * count * width_;
                 std::memset(run, codes.flip, static_cast<size_t>(4 * left * column));
-                if (inside) std::memset(run + end * column, codes.flip, static_cast<size_t>(4 * (width_ - end) * column));
+                if (inside)
+                    std::memset(run + end * column, codes.flip, static_cast<size_t>(4 * (width_ - end) * column));
             }
             if (!inside) continue;
             Codes line = codes;
             line.data += h * stride[2] + (begin + cols_.low) * stride[3];
-            if (pixel_major_) k_.encode_rows(line, end - begin, words, row + begin * words, words);
-            else k_.encode_columns(line, end - begin, words, row + begin, count * width_);
+            if (pixel_major_)
+                k_.encode_rows(line, end - begin, words, row + begin * words, words);
+            else
+                k_.encode_columns(line, end - begin, words, row + begin, count * width_);
         }
-        return reinterpret_cast<u8*>(to);
     }
 
-    void convolve(i64 image, i64 group, i64 i0, i64 i1) const {
+    // Rows i of images [n0, n1).
+    void convolve(i64 n0, i64 n1, i64 group, i64 i0, i64 i1) const {
         const Reduction& plan = *plans_[group];
         const i64 from = i0 * rows_.src_step + rows_.low;
         const i64 count = (i1 - 1 - i0) * rows_.src_step + rows_.high - rows_.low + 1;
-        const u8* source = pack_source(plan, image, group, from, count);
         const i64 h0 = i0 * rows_.step, h1 = std::min(i1 * rows_.step, rows_.dst), pixels = (h1 - h0) * cols_.dst;
-        void* sums = scratch(Slot::sums, static_cast<size_t>((call_.wide ? 8 : 4) * pixels * padded_));
+        const i64 image_words = count * width_ * plan.words(), image_sums = pixels * padded_;
+        i32* source = scratch<i32>(Slot::left, (n1 - n0) * image_words);
+        for (i64 n = n0; n < n1; ++n) pack_source(plan, n, group, from, count, source + (n - n0) * image_words);
+        const i64 sum_bytes = call_.wide ? 8 : 4;
+        u8* sums = static_cast<u8*>(scratch(Slot::sums, static_cast<size_t>(sum_bytes * (n1 - n0) * image_sums)));
 
         const i64 pixel = 4 * (pixel_major_ ? plan.words() : 1), line = width_ * pixel;  // bytes
         std::vector<i64> a_off, b_off;
@@ -174,22 +186,25 @@ private:
                 t.a_off = a_off.data();
                 t.b_off = b_off.data();
                 const i64 to = phase.rows->first * cols_.dst * padded_ + phase.cols->first * padded_ + first;
-                tiles(plan, packed, phase, t, source, height, static_cast<int>(ld / k_.lanes), first, sums, to);
+                for (i64 i = 0; i < n1 - n0; ++i)
+                    tiles(plan, packed, phase, t, reinterpret_cast<const u8*>(source + i * image_words), height,
+                          static_cast<int>(ld / k_.lanes), first, sums + i * image_sums * sum_bytes, to);
             }
         }
-        finish(image, group, h0, pixels, sums);
+        for (i64 n = n0; n < n1; ++n) finish(n, group, h0, pixels, sums + (n - n0) * image_sums * sum_bytes);
     }
 
     // All tiles of one panel and phase. Images 4 pixels wide fill a tile with several rows.
-    void tiles(const Reduction& plan, const Packed& packed, const PhasePair& phase, Tile t, const u8* source, i64 height,
-               int vectors, i64 first, void* sums, i64 to) const {
-        const i64 source_line = rows_.src_step * width_ * t.a_row / cols_.src_step, sums_line = rows_.step * cols_.dst * padded_;
+    void tiles(const Reduction& plan, const Packed& packed, const PhasePair& phase, Tile t, const u8* source,
+               i64 height, int vectors, i64 first, u8* sums, i64 to) const {
+        const i64 source_line = rows_.src_step * width_ * t.a_row / cols_.src_step,
+                  sums_line = rows_.step * cols_.dst * padded_;
         const bool narrow = phase.cols->count == 4;
         t.a_group = narrow ? source_line : 4 * t.a_row;
         t.c_group = narrow ? sums_line : 4 * t.c_row;
-        const int mr = narrow ? k_.rows[vectors - 1] / 4 * 4 : k_.rows[vectors - 1];
+        const i64 mr = k_.rows[vectors - 1];
         const i64 lines = narrow ? 1 : height, run = narrow ? 4 * height : phase.cols->count;
-        const i64 tile_rows = narrow ? mr : balanced(run, mr);
+        const i64 tile_rows = narrow ? 4 * balanced(height, mr / 4) : balanced(run, mr);
         const Correction correct(k_, plan);
         std::vector<i32> row_sums(correct.has_rows() ? packed.chunks.size() * kMaxRows : 0);
         for (i64 i = 0; i < lines; ++i)
@@ -197,7 +212,7 @@ private:
                 const int rows = static_cast<int>(std::min(tile_rows, run - j));
                 t.a = source + i * source_line + (narrow ? j / 4 * t.a_group : j * t.a_row);
                 const i64 at = to + i * sums_line + (narrow ? j / 4 * t.c_group : j * t.c_row);
-                void* acc = call_.wide ? static_cast<void*>(static_cast<i64*>(sums) + at) : static_cast<i32*>(sums) + at;
+                void* acc = sums + (call_.wide ? 8 : 4) * at;
                 for (size_t ch = 0; ch * kMaxRows < row_sums.size(); ++ch)
                     correct.rows(chunk_tile(t, packed.chunks[ch]), rows, &row_sums[ch * kMaxRows]);
                 run_chunks(k_, packed.chunks, call_.wide, t, rows, vectors, acc, packed.init + first, padded_,
@@ -207,7 +222,8 @@ private:
 
     // The sums of rows from h0 on -> the output.
     void finish(i64 image, i64 group, i64 h0, i64 pixels, const void* sums) const {
-        const i64 channels = window_.targets * call_.groups, first = group * window_.targets, plane = rows_.dst * cols_.dst;
+        const i64 channels = window_.targets * call_.groups, first = group * window_.targets,
+                  plane = rows_.dst * cols_.dst;
         float* scale = scratch<float>(Slot::scale, 2 * padded_);
         float* bias = scale + padded_;
         const float* given = reinterpret_cast<const float*>(call_.bias);
@@ -217,7 +233,9 @@ private:
             bias[d] = given ? given[c] : 0.0f;
         }
         const i64 at = h0 * cols_.dst;
-        Finish f{sums, call_.wide != 0, padded_, pixels, window_.targets, nullptr, scale, given ? bias : nullptr, nullptr, 1, plane};
+        Finish f{
+            sums, call_.wide != 0, padded_, pixels, window_.targets, nullptr, scale, given ? bias : nullptr, nullptr, 1,
+            plane};
         if (call_.channels_last) {
             f.out = call_.floats() + (image * plane + at) * channels + first;
             f.out_row = channels;

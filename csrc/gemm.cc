@@ -16,10 +16,10 @@ namespace {
 Op<ProductKernels> op{"gemm"};
 
 constexpr i64 kBlockBytes = 256 << 10;  // a quarter of the second cache for A's block, and one for B's panels
-constexpr i64 kFirstCache = 16 << 10;     // half of the first cache
+constexpr i64 kFirstCache = 16 << 10;   // half of the first cache
 constexpr i64 kGrain = 1 << 18;         // multiply-accumulates below which a second thread costs more than it saves
 constexpr int kMaxLeading = 8;
-constexpr i64 kOrigin = 0;               // a matrix is one segment, at no offset
+constexpr i64 kOrigin = 0;  // a matrix is one segment, at no offset
 
 // All 64-bit, so that Python fills it as one array; pointers are addresses, 0 for none. See _cpu_products.py.
 struct GemmCall {
@@ -119,12 +119,15 @@ private:
         const Offsets at = offsets(call_, batch);
         const u8* data = reinterpret_cast<const u8*>(call_.a.data) + at.a + m0 * call_.a.outer;
         const Codes codes = plan_.left_codes(data, call_.a.outer, call_.a.inner);
-        // Words lie as cheaply as A's layout allows; the tile does not care. A row is kept off the period of a cache set.
+        // Words lie as cheaply as A's layout allows; the tile does not care. A row is kept off the period of a cache
+        // set.
         const bool by_columns = call_.a.outer == 1 && call_.a.inner != 1;
         const i64 ld = by_columns ? round_up<i64>(m, k_.lanes) : words_ % 64 < 16 ? words_ + 16 : words_;
         i32* packed = scratch<i32>(Slot::left, by_columns ? ld * words_ : ld * m);
-        if (by_columns) k_.encode_columns(codes, m, words_, packed, ld);
-        else k_.encode_rows(codes, m, words_, packed, ld);
+        if (by_columns)
+            k_.encode_columns(codes, m, words_, packed, ld);
+        else
+            k_.encode_rows(codes, m, words_, packed, ld);
         const i64 row = by_columns ? 4 : 4 * ld, step = by_columns ? 4 * ld : 4;
 
         const i64 most = p1 - p0, set = std::clamp<i64>(kBlockBytes / std::max<i64>(4 * nr_ * words_, 1), 1, most);

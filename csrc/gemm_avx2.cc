@@ -1,4 +1,4 @@
-// Integer products for AVX2: int16 words, vpmaddwd, which never saturates. The bodies are in gemm_kernels.inc.
+// Integer products for AVX2: int16 words, vpmaddwd, which never saturates. The bodies: gemm_*.inc.
 #include "cpu_features.h"
 #include "gemm_kernels.h"
 
@@ -13,6 +13,7 @@ namespace {
 #define SB_MR1 8
 #define SB_MR2 6
 #include "simd.inc"
+#include "gemm_encode.inc"
 #include "gemm_kernels.inc"
 }  // namespace
 }  // namespace sb::avx2
@@ -25,7 +26,9 @@ static const Register conv{"conv2d", Isa::avx2, "conv2d_s16s16s32_6x16_avx2", &k
 static const Register grad_input{"conv2d_grad_input", Isa::avx2, "conv2d_grad_input_s16s16s32_6x16_avx2", &kernels};
 static const Register grad_weight{"conv2d_grad_weight", Isa::avx2, "conv2d_grad_weight_s16s16s32_6x16_avx2", &kernels};
 static const Register planes{"conv2d_planes", Isa::avx2, "conv2d_planes_s32_avx2", &kernels};
-static const Register planes_input{"conv2d_planes_grad_input", Isa::avx2, "conv2d_planes_grad_input_s32_avx2", &kernels};
-static const Register planes_weight{"conv2d_planes_grad_weight", Isa::avx2, "conv2d_planes_grad_weight_s32_avx2", &kernels};
+static const Register planes_input{"conv2d_planes_grad_input", Isa::avx2, "conv2d_planes_grad_input_s32_avx2",
+                                   &kernels};
+static const Register planes_weight{"conv2d_planes_grad_weight", Isa::avx2, "conv2d_planes_grad_weight_s32_avx2",
+                                    &kernels};
 }  // namespace sb::avx2
 #endif

@@ -1,7 +1,7 @@
-// What an ISA brings to every product, matrix or convolution: one tile of multiply-accumulates, and the passes around it.
+// What an ISA brings to every product, matrix or convolution: a tile of multiply-accumulates and the passes around it.
 //
-// Codes are packed into 32-bit WORDS of consecutive reduced elements: 4 bytes for u8 x s8 instructions, 2 int16 elsewhere.
-// The left operand's words are broadcast one by one, the right operand's are read as vectors of W columns:
+// Codes are packed into 32-bit WORDS of consecutive reduced elements: 4 bytes for u8 x s8 instructions, 2 int16
+// elsewhere. The left operand's words are broadcast one by one, the right operand's are read as vectors of W columns:
 //     c[i, j] = init[j] + sum over segments, steps of dot(word of a at row i, word of b at column j)      modulo 2^32
 // A matrix product is one segment; a convolution has one for each tap; its weight gradient one for each row of pixels.
 // What is not here: which tiles there are (gemm.cc, conv_*.cc) and how a reduction is cut (gemm_plan.h).
@@ -21,11 +21,11 @@ constexpr int kMaxLanes = 16;   // W of the widest vector
 struct Tile {
     i32* c;  // row i at c + (i / 4) * c_group + (i % 4) * c_row: rows of pixels that are 4 wide need no more
     i64 c_row, c_group;
-    const i32* init;   // one for each column
-    bool accumulate;   // also add what c holds
-    const u8* a;       // word (row i, step k) at a + a_off[segment] + (i / 4) * a_group + (i % 4) * a_row + k * a_step,
+    const i32* init;  // one for each column
+    bool accumulate;  // also add what c holds
+    const u8* a;      // word (row i, step k) at a + a_off[segment] + (i / 4) * a_group + (i % 4) * a_row + k * a_step,
     i64 a_row, a_group, a_step;  // in bytes: a word may start at any element
-    const i32* b;      // vector (step k, column j) at b + b_off[segment] + k * b_step + j, in words
+    const i32* b;                // vector (step k, column j) at b + b_off[segment] + k * b_step + j, in words
     i64 b_step;
     const i64* a_off;
     const i64* b_off;
@@ -37,11 +37,11 @@ using TileFn = void (*)(const Tile&);
 struct Codes {
     const u8* data;
     i64 outer, inner;
-    i64 first, last;    // the k that exist; any other is code 0, and its address is never read
+    i64 first, last;  // the k that exist; any other is code 0, and its address is never read
     bool is_signed;
-    u8 flip;            // 0x80 where bytes are kept at an offset: x ^ 0x80 is x + 128 of s8 and x - 128 of u8
-    const u8* factor;   // 2^shift for each position of the reduction, or null
-    const i32* order;   // position -> k, or -1 for code 0; null for the identity
+    u8 flip;           // 0x80 where bytes are kept at an offset: x ^ 0x80 is x + 128 of s8 and x - 128 of u8
+    const u8* factor;  // 2^shift for each position of the reduction, or null
+    const i32* order;  // position -> k, or -1 for code 0; null for the identity
 };
 
 // out[i, j] = float32(acc[i, j]) * (row_scale[i] * col_scale[j]), then + bias[j]
@@ -57,9 +57,9 @@ struct Finish {
 };
 
 struct ProductKernels {
-    int rows[kMaxVectors];  // MR of the tile that is 1 vector wide, and of the one that is 2 wide
-    int lanes;              // W
-    int per_word;           // reduced elements in a word
+    int rows[kMaxVectors];               // MR of the tile that is 1 vector wide, and of the one that is 2 wide
+    int lanes;                           // W
+    int per_word;                        // reduced elements in a word
     TileFn tile[kMaxVectors][kMaxRows];  // [vectors - 1][rows - 1]
     // words [j][position / per_word], rows of words ld apart
     void (*encode_rows)(const Codes&, i64 n, i64 words, void* dst, i64 ld);

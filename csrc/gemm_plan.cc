@@ -21,8 +21,7 @@ std::vector<int> left_shifts(i64 k, const u8* ea, int max_a, const u8* eb, int m
     return left;
 }
 
-Reduction::Reduction(
-    const ProductKernels& kernels, i64 k, const std::vector<int>& left, Format a, Format b, bool wide)
+Reduction::Reduction(const ProductKernels& kernels, i64 k, const std::vector<int>& left, Format a, Format b, bool wide)
     : k_(k), per_word_(kernels.per_word), wide_(wide) {
     int on_a = 0, on_b = 0, most_rest = 0, least_rest = left.empty() ? 0 : 1 << 10;
     std::vector<int> rest(left.size());
@@ -39,7 +38,8 @@ Reduction::Reduction(
         least_rest = std::min(least_rest, rest[i]);
     }
     longest_ = kInt32Limit / ((i64{a.qmax()} << on_a) * (i64{b.qmax()} << on_b));
-    // s8 becomes the u8 that the left side wants; u8 becomes the s8 that the right side wants, unless it is one already.
+    // s8 becomes the u8 that the left side wants; u8 becomes the s8 that the right side wants, unless it is one
+    // already.
     const bool lift = kernels.offsets() && a.is_signed, lower = kernels.offsets() && !b.is_signed && b.bits + on_b > 7;
     a_ = {a.is_signed != 0, static_cast<u8>(lift ? 0x80 : 0), lift ? kOffset : 0};
     b_ = {b.is_signed != 0, static_cast<u8>(lower ? 0x80 : 0), lower ? -kOffset : 0};
@@ -73,8 +73,15 @@ Reduction::Reduction(
 }
 
 Codes Reduction::codes(const Side& side, const std::vector<u8>& factor, const void* data, i64 outer, i64 inner) const {
-    return {static_cast<const u8*>(data), outer, inner, 0, k_, side.is_signed, side.flip,
-            factor.empty() ? nullptr : factor.data(), order_.empty() ? nullptr : order_.data()};
+    return {static_cast<const u8*>(data),
+            outer,
+            inner,
+            0,
+            k_,
+            side.is_signed,
+            side.flip,
+            factor.empty() ? nullptr : factor.data(),
+            order_.empty() ? nullptr : order_.data()};
 }
 
 std::vector<Chunk> Reduction::chunks(i64 segments) const {
@@ -88,7 +95,8 @@ std::vector<Chunk> Reduction::chunks(i64 segments) const {
         const i64 words = !wide_ ? group.words : std::max<i64>(1, std::min(group.words, longest_ / (taps * per_word_)));
         for (i64 w = 0; w < std::max<i64>(group.words, 1); w += std::max<i64>(words, 1))
             for (i64 s = 0; s < std::max<i64>(segments, 1); s += std::max<i64>(taps, 1))
-                result.push_back({group.word + w, std::min(words, group.words - w), s, std::min(taps, segments - s), 0});
+                result.push_back(
+                    {group.word + w, std::min(words, group.words - w), s, std::min(taps, segments - s), 0});
         result.back().shift = shift;
     }
     return result;
@@ -148,28 +156,33 @@ void run_chunks(const ProductKernels& k, const std::vector<Chunk>& chunks, bool 
                 void* acc, const i32* init, i64 init_ld, const i32* row_sums) {
     const TileFn run = k.tile[vectors - 1][rows - 1];
     const i64 columns = static_cast<i64>(vectors) * k.lanes;
-    const i64 acc_row = t.c_row, acc_group = t.c_group;
-    const bool direct = chunks.size() == 1 && !wide && chunks[0].shift == 0;
+    const auto add_row_sums = [&](const Tile& part, size_t chunk) {
+        for (int i = 0; row_sums && i < rows; ++i) {
+            i32* row = part.c + (i / 4) * part.c_group + (i % 4) * part.c_row;
+            for (i64 j = 0; j < columns; ++j) row[j] += row_sums[chunk * kMaxRows + i];
+        }
+    };
+    if (chunks.size() == 1 && !wide && chunks[0].shift == 0) {
+        Tile part = chunk_tile(t, chunks[0]);
+        part.init = init;
+        part.c = static_cast<i32*>(acc);
+        run(part);
+        add_row_sums(part, 0);
+        return;
+    }
     alignas(64) i32 sums[kMaxRows * kMaxVectors * kMaxLanes];
     for (size_t ch = 0; ch < chunks.size(); ++ch) {
         Tile part = chunk_tile(t, chunks[ch]);
         part.init = init + static_cast<i64>(ch) * init_ld;
-        if (direct) {
-            part.c = static_cast<i32*>(acc);
-        } else {
-            part.c = sums;
-            part.c_row = columns;
-            part.c_group = 4 * columns;
-        }
+        part.c = sums;
+        part.c_row = columns;
+        part.c_group = 4 * columns;
         run(part);
+        add_row_sums(part, ch);
         for (int i = 0; i < rows; ++i) {
-            i32* row = part.c + (i / 4) * part.c_group + (i % 4) * part.c_row;
-            if (row_sums)
-                for (i64 j = 0; j < columns; ++j) row[j] += row_sums[ch * kMaxRows + i];
-            if (direct) continue;
-            const i64 at = (i / 4) * acc_group + (i % 4) * acc_row;
+            const i64 at = (i / 4) * t.c_group + (i % 4) * t.c_row;
             void* out = wide ? static_cast<void*>(static_cast<i64*>(acc) + at) : static_cast<i32*>(acc) + at;
-            k.combine(out, wide, row, columns, ch == 0, chunks[ch].shift);
+            k.combine(out, wide, sums + i * columns, columns, ch == 0, chunks[ch].shift);
         }
     }
 }

@@ -1,8 +1,8 @@
-// How a reduction over codes with shifts is cut so that every int32 sum is exact: fold, Horner, chunks (ops/shiftmm.py).
+// How a reduction over codes with shifts is cut so that int32 sums are exact: fold, Horner, chunks (ops/shiftmm.py).
 //
-// A left shift goes onto the left operand's spare bits, then onto the right one's, for nothing in the packing pass. What
-// remains orders the reduction, largest first, and shifts the sums at each boundary. Where the whole sum may leave int32
-// (`wide`) chunks that cannot are added in int64; where it cannot, int32 arithmetic modulo 2^32 is exact as it is.
+// A left shift goes onto the left operand's spare bits, then onto the right one's, for nothing in the packing pass.
+// What remains orders the reduction, largest first, and shifts the sums at each boundary. Where the whole sum may
+// leave int32 (`wide`), chunks that cannot are added in int64; elsewhere int32 modulo 2^32 is exact as it is.
 #pragma once
 
 #include <vector>
@@ -19,9 +19,9 @@ struct Format {
 };
 
 struct Chunk {
-    i64 word, words;    // of the reduction
+    i64 word, words;        // of the reduction
     i64 segment, segments;  // taps of a convolution
-    int shift;          // of the sums, after this chunk is in them
+    int shift;              // of the sums, after this chunk is in them
 };
 
 class Reduction {
@@ -63,10 +63,10 @@ private:
     std::vector<Group> groups_;
 };
 
-// left[k] of two operands whose exponents e (null: none) lie at a distance of step: (E_a - e_a) + (E_b - e_b)
+// (E_a - e_a[k]) + (E_b - e_b[k]) for each k; an operand without exponents (null) adds 0.
 std::vector<int> left_shifts(i64 k, const u8* ea, int max_a, const u8* eb, int max_b);
 
-// What turns sums of encoded words into sums of codes, for each chunk: code sums = word sums + init[column] + rows[row].
+// What turns sums of encoded words into sums of codes: for each chunk, word sums + init[column] + rows[row].
 struct Correction {
     Correction(const ProductKernels& kernels, const Reduction& reduction);
     // init for `columns` (whole vectors) of b, whose tile is as `t` says
@@ -81,18 +81,20 @@ private:
 };
 
 // Memory that a thread keeps from call to call: mapping fresh pages costs more than the product of small matrices.
-// `slot` tells buffers that live at the same time apart. Uninitialised, 64-byte aligned, with 64 spare bytes at the end.
+// `slot` tells buffers apart that live at the same time. Uninitialised, 64-byte aligned, 64 spare bytes at the end.
 enum class Slot { left, right, sums, extra, init, scale, count };
 void* scratch(Slot slot, size_t bytes);
 template <class T>
-T* scratch(Slot slot, i64 n) { return static_cast<T*>(scratch(slot, static_cast<size_t>(n) * sizeof(T))); }
+T* scratch(Slot slot, i64 n) {
+    return static_cast<T*>(scratch(slot, static_cast<size_t>(n) * sizeof(T)));
+}
 
 // Splits n into equal parts of at most `most`: the size of a part.
 inline i64 balanced(i64 n, i64 most) { return n <= 0 ? 1 : ceil_div(n, ceil_div(n, most)); }
 
 // One tile over all chunks: acc (int32, int64 when wide) = the sums of codes. b's panel holds all words of a segment
-// before those of the next. `t` has a, b, their strides and segments for the whole reduction and its own c_row, c_group,
-// which address acc; init and sums (null: no correction of rows) lie `init_ld` and kMaxRows apart for each chunk.
+// before those of the next. `t` has a, b, their strides and the segments of the whole reduction; its c_row and c_group
+// are acc's. From chunk to chunk init lies init_ld and row_sums (null: no correction of rows) kMaxRows further.
 void run_chunks(const ProductKernels& k, const std::vector<Chunk>& chunks, bool wide, Tile t, int rows, int vectors,
                 void* acc, const i32* init, i64 init_ld, const i32* row_sums);
 

@@ -33,6 +33,7 @@ def isa(request):
 @pytest.fixture(autouse=True)
 def _threads():
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 

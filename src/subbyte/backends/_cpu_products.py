@@ -46,13 +46,16 @@ def _along(shift: Tensor | None, axis: int, length: int) -> Tensor | None:
     return shift.reshape(-1).expand(length).contiguous()
 
 
-def _sum_is(bits_a, signed_a, max_a, bits_b, signed_b, max_b, length: int) -> str:
-    """ "int32", "int64", or "too wide" for what the references refuse."""
-    a, b = IntFormat(bits_a, signed_a), IntFormat(bits_b, signed_b)
-    if accumulator_bits(a, b, length, max_a + max_b) <= 32:
+def _sum_is(left: tuple[int, bool, int], right: tuple[int, bool, int], length: int) -> str:
+    """int32, int64, or "too wide" for what the references refuse. left, right: (bits, signed, max_shift)."""
+    (a_bits, a_signed, a_max), (b_bits, b_signed, b_max) = left, right
+    a, b, shift = IntFormat(a_bits, a_signed), IntFormat(b_bits, b_signed), a_max + b_max
+    if accumulator_bits(a, b, length, shift) <= 32:
         return "int32"
-    unit = product_bound(a.qmax, b.qmax, 1, max_a + max_b)
-    return "too wide" if unit > 1 << 53 or unit * length >= 1 << 63 else "int64"
+    refused = (
+        product_bound(a.qmax, b.qmax, 1, shift) > 1 << 53 or product_bound(a.qmax, b.qmax, length, shift) >= 1 << 63
+    )
+    return "too wide" if refused else "int64"
 
 
 def _product(op: str, a, ea, a_bits, a_signed, a_max, b, eb, b_bits, b_signed, b_max, scales, bias) -> Tensor:
@@ -60,7 +63,7 @@ def _product(op: str, a, ea, a_bits, a_signed, a_max, b, eb, b_bits, b_signed, b
     lead, (m, k), n = a.shape[:-2], a.shape[-2:], b.shape[-1]
     if not _codes_ok(a, b) or len(lead) > MAX_LEADING:
         return NotImplemented
-    width = _sum_is(a_bits, a_signed, a_max, b_bits, b_signed, b_max, k)
+    width = _sum_is((a_bits, a_signed, a_max), (b_bits, b_signed, b_max), k)
     try:
         ea, eb = _along(ea, -1, k), _along(eb, -2, k)
     except ValueError:
@@ -111,16 +114,19 @@ def _like(a: Tensor, size: list[int]) -> tuple[Tensor, bool]:
     return out, last
 
 
-def _convolution(op: str, function, left, right, axes, length, sizes, out, last, scale, bias, window) -> Tensor:
+def _convolution(
+    op: str, kernel, left: tuple, right: tuple, axes, length, sizes, out, last, scale, bias, window
+) -> Tensor:
     """Call one of the three products. left, right: (codes, shift, bits, signed, max_shift), in the op's order.
 
     axes     the axis of each operand's shift
     length   of the reduction
     sizes    n, c, h, w, o, p, q, r, s
     """
-    (a, ea, *fa), (b, eb, *fb) = left, right
+    a, ea, fa = left[0], left[1], left[2:]
+    b, eb, fb = right[0], right[1], right[2:]
     stride, padding, dilation, groups = window
-    width = _sum_is(*fa, *fb, length)
+    width = _sum_is(fa, fb, length)
     if width == "too wide" or not _codes_ok(a, b) or not _floats_ok(scale):
         return NotImplemented
     if scale.ndim != 4 or scale.shape[2:] != (1, 1) or (bias is not None and not bias.dtype.is_floating_point):
@@ -139,7 +145,7 @@ def _convolution(op: str, function, left, right, axes, length, sizes, out, last,
             *(*stride, *padding, *dilation, groups, width == "int64"),
         ]
     )
-    return out if call(op, function, ctypes.addressof(fields)) else NotImplemented
+    return out if call(op, kernel, ctypes.addressof(fields)) else NotImplemented
 
 
 _output = function("sb_conv2d", POINTER, INT)
