@@ -276,6 +276,7 @@ def test_stochastic_needs_a_stream_and_nearest_ignores_it():
     x = torch.tensor([0.3, 1.0])
     with pytest.raises(ValueError, match=r"AbsMax rounds stochastically: it needs a stream"):
         AbsMax(4, rounding="stochastic")(x)
+    x = sample(12, 40, 50)
     assert torch.equal(AbsMax(4)(x, torch.tensor(1)).codes, AbsMax(4)(x).codes)
 
 

@@ -111,6 +111,7 @@ def best_exponents(r: list[float], groups: int, top: int) -> Fraction:
 @example(r=[1.0])
 @example(r=[0.0, 0.0])
 @example(r=[1.0, 0.0, 2.0**-8])
+@example(r=[1.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0])  # zeros do not vote
 @example(r=[2.0**-e for e in range(9)])
 def test_chosen_exponents_are_the_best_of_all_sets(groups, top, r):
     quantizer = ShiftQuant(4, groups=groups, exponents="chosen", max_exponent=top)
