@@ -57,6 +57,11 @@ def unpack_codes(big: int) -> list[tuple]:
     ]
 
 
+def narrow_codes(big: int) -> list[tuple]:
+    x = codes(IntFormat(8), 2 * 3 * 4 * 5 * big).view(2, 3, 4, 5 * big)
+    return [(t, 2, 6, True) for t in (x, x.to(memory_format=torch.channels_last), x[:0])]
+
+
 def operands(fa: IntFormat, a: Tensor, fb: IntFormat, b: Tensor, ea=None, eb=None) -> tuple:
     return a, ea, fa.bits, fa.signed, 2 if ea is not None else 0, b, eb, fb.bits, fb.signed, 2 if eb is not None else 0
 
@@ -181,7 +186,7 @@ def scatter_sum(big: int) -> list[tuple]:
 CALLS: dict[str, Callable[[int], list[tuple]]] = {
     f.__name__: f
     for f in (
-        *(amax, quantize, pack_codes, unpack_codes, int_matmul, scaled_matmul),
+        *(amax, quantize, pack_codes, unpack_codes, narrow_codes, int_matmul, scaled_matmul),
         *(scaled_conv2d, scaled_conv2d_grad_input, scaled_conv2d_grad_weight),
         *(norm_stats, norm_apply, norm_grad_stats, norm_grad_apply, scatter_sum),
     )

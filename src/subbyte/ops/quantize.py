@@ -126,13 +126,25 @@ def unpack(p: PackedQTensor) -> QTensor:
     return QTensor(flat.as_strided(p.shape, p.stride), p.scale, p.format, p.shift, p.max_shift)
 
 
+def _narrow_fake(codes, drop, bits, signed):
+    return torch.empty_like(codes)
+
+
+@op("(Tensor codes, int drop, int bits, bool signed) -> Tensor", _narrow_fake)
+def narrow_codes(codes: Tensor, drop: int, bits: int, signed: bool) -> Tensor:
+    """codes / 2^drop, half to even, clamped to the format of `bits` bits; same dtype and memory format."""
+    fmt = IntFormat(bits, signed)
+    narrowed = numerics.shift_right_nearest(codes.to(torch.int32), drop).clamp(fmt.qmin, fmt.qmax)
+    return torch.empty_like(codes).copy_(narrowed)
+
+
 def narrow(q: QTensor, bits: int) -> QTensor:
-    """The same values in fewer bits: codes >> (old - new), half to even and clamped; the scale grows to match."""
+    """The same values in fewer bits; the scale grows to match."""
     drop = q.format.bits - bits
     if drop <= 0:
         return q
     fmt = replace(q.format, bits=bits)
-    codes = numerics.shift_right_nearest(q.codes.to(torch.int32), drop).clamp(fmt.qmin, fmt.qmax).to(fmt.dtype)
+    codes = narrow_codes(q.codes, drop, bits, fmt.signed)
     return QTensor(codes, q.scale * float(1 << drop), fmt, q.shift, q.max_shift)
 
 

@@ -1,0 +1,27 @@
+"""narrow_codes in C++ equals its reference on every code, and is the kernel that ran."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from subbyte import backends, ops
+from subbyte.numerics import IntFormat
+from subbyte.ops.quantize import narrow_codes
+
+pytestmark = pytest.mark.skipif("cpu" not in {b.NAME for b in backends.usable()}, reason="no C++ library")
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", range(2, 8))
+def test_equals_the_reference(bits: int, signed: bool) -> None:
+    fmt = IntFormat(8, signed)
+    every = torch.arange(fmt.qmin, fmt.qmax + 1).to(fmt.dtype)
+    many = every.repeat(700)[3:]  # several tasks, an odd length, an odd address
+    images = many[: 2 * 5 * 3 * 7].view(2, 5, 3, 7)
+    for codes in (every, many, images.to(memory_format=torch.channels_last), images[:, ::2], every[:0]):
+        got = narrow_codes(codes, 8 - bits, bits, signed)
+        assert ops.last_kernel["narrow_codes"] == "narrow_codes_portable"
+        with ops.use_backend("reference"):
+            want = narrow_codes(codes, 8 - bits, bits, signed)
+        assert torch.equal(got, want)
+        assert got.stride() == want.stride()
