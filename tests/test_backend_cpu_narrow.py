@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from subbyte import backends, ops
 from subbyte.numerics import IntFormat
 from subbyte.ops.quantize import narrow_codes
