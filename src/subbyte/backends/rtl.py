@@ -5,7 +5,7 @@ by itself (AUTOMATIC): force it with ops.use_backend("rtl") or SUBBYTE_BACKEND=r
 it covers products of at most MAX_MACS and tensors of at most MAX_CODES and leaves the rest.
 
 What runs where: int_matmul and scaled_matmul take their sums from a GEMM core with a Horner array, the float scale and
-bias of the latter are applied here; quantize turns floats into fixed point here (numerics.to_fixed) and rounds them there.
+bias of the latter are applied here; quantize turns floats into fixed point here (numerics.to_fixed), rounds them there.
 """
 
 from __future__ import annotations

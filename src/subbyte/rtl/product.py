@@ -51,11 +51,17 @@ class Product:
         groups = config.spec.groups
         if self.left is not None and not 0 <= int(self.left.min()) <= int(self.left.max()) < groups:
             raise BoundError(
-                f"left shifts {int(self.left.min())} to {int(self.left.max())}: {groups} groups have 0 to less"
+                f"left shifts {int(self.left.min())} to {int(self.left.max())}: {groups} groups have 0 to {groups - 1}"
             )
         for name, codes, fmt in (("a", self.a, config.spec.a), ("b", self.b, config.spec.b)):
             if int(codes.min()) < fmt.qmin or int(codes.max()) > fmt.qmax:
                 raise BoundError(f"operand {name} is no {fmt}: its codes are {int(codes.min())} to {int(codes.max())}")
+
+        if self.rescale is not None:
+            rows = self.rescale.row_shift
+            largest = self.rescale.shift + (0 if rows is None else int(rows.max()))
+            if largest > gemmconfig.MAX_SHIFT:
+                raise BoundError(f"a right shift of {largest}: at most {gemmconfig.MAX_SHIFT}")
 
     def accumulators(self) -> Tensor:
         """sum_k a[m, k] b[k, n] 2^left[k], int64."""
