@@ -38,7 +38,7 @@ def norm_stats(q: Tensor, dims: list[int], l2: bool) -> tuple[Tensor, Tensor, Te
     out = [torch.empty(shape, dtype=torch.int64) for _ in range(3)]
     signed = q.dtype == torch.int8
     done = call("norm_stats", _stats, q.data_ptr(), signed, *_whole(q, axis), l2, *(t.data_ptr() for t in out))
-    return tuple(out) if done else NotImplemented
+    return (out[0], out[1], out[2]) if done else NotImplemented
 
 
 def norm_apply(
@@ -88,7 +88,7 @@ def norm_grad_stats(
         done = call("norm_grad_stats", _grad_stats_rows, g.data_ptr(), k.data_ptr(), rows, columns, *pointers)
     else:
         return NotImplemented
-    return tuple(out) if done else NotImplemented
+    return (out[0], out[1], out[2], out[3], out[4]) if done else NotImplemented
 
 
 def norm_grad_apply(

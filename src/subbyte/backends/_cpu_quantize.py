@@ -24,7 +24,9 @@ def amax(x: Tensor, axis: int) -> Tensor:
     n = x32.numel()
     shape = [size if i == axis else 1 for i, size in enumerate(x.shape)]
     r = torch.zeros(shape, dtype=torch.float32)
-    channels, inner = axes(x32, [axis] if axis >= 0 else [])
+    of_axis = axes(x32, [axis] if axis >= 0 else [])
+    assert of_axis is not None, "one axis is always one run"
+    channels, inner = of_axis
     outer = n // (channels * inner)
     if not call("amax", _amax, x32.data_ptr(), outer, channels if n else 0, inner, r.data_ptr()):
         return NotImplemented

@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -70,10 +70,10 @@ if lib is not None:
     thread_runtime = _share_threads(lib)
 
 
-def function(name: str, *arguments: type) -> ctypes._CFuncPtr | None:  # type: ignore[name-defined]
-    """The exported kernel `name` with these argument types, returning a kernel's name; None without the library."""
+def function(name: str, *arguments: type) -> Callable[..., bytes | None]:
+    """The exported kernel `name` with these argument types; it returns the name of what ran. RuntimeError without it."""
     if lib is None:
-        return None
+        raise RuntimeError(reason)
     entry = getattr(lib, name)
     entry.argtypes, entry.restype = list(arguments), NAME
     return entry
@@ -112,10 +112,10 @@ def forced_isa(name: str | None) -> Iterator[None]:
 
 def kernels() -> list[tuple[str, str, str]]:
     """(op, kernel, ISA) of everything in the library, for tables and tests."""
-    rows = []
+    rows: list[tuple[str, str, str]] = []
     op, kernel, isa = ctypes.c_char_p(), ctypes.c_char_p(), ctypes.c_int()
     while lib is not None and lib.sb_kernel(len(rows), ctypes.byref(op), ctypes.byref(kernel), ctypes.byref(isa)):
-        rows.append((op.value.decode(), kernel.value.decode(), lib.sb_isa_name(isa.value).decode()))  # type: ignore[union-attr]
+        rows.append(((op.value or b"").decode(), (kernel.value or b"").decode(), lib.sb_isa_name(isa.value).decode()))
     return rows
 
 
