@@ -213,6 +213,19 @@ def test_products_that_the_reference_refuses_are_not_covered():
         torch.ops.subbyte.int_matmul(*operand(a, S8, e, 23), *operand(b, S8, e.mT, 23))
 
 
+def test_operands_that_do_not_match_never_reach_a_kernel():
+    a, b, w = (operand(codes(shape, S8), S8) for shape in ((4, 3), (5, 2), (6, 2, 1, 1)))
+    x, one, window = operand(codes((2, 3, 4, 4), S8), S8), torch.ones(1, 1, 1, 1), ([1, 1], [0, 0], [1, 1], 1)
+    with ops.use_backend("cpu"):
+        with pytest.raises(ops.BackendError):
+            torch.ops.subbyte.int_matmul(*a, *b)
+        with pytest.raises(ops.BackendError):
+            torch.ops.subbyte.scaled_conv2d(*x, *w, one, None, *window)
+        with pytest.raises(ops.BackendError):  # a scale that does not broadcast
+            wrong = torch.ones(1, 5, 1, 1)
+            torch.ops.subbyte.scaled_conv2d(*x, *operand(codes((6, 3, 1, 1), S8), S8), wrong, None, *window)
+
+
 # ------------------------------------------------------------------------------------------------------- convolutions
 
 

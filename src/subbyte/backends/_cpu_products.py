@@ -6,7 +6,8 @@ Sums beyond int32 are added in int64 there; only what the references refuse as w
 
 from __future__ import annotations
 
-import ctypes
+import functools
+from array import array
 
 import torch
 from torch import Tensor
@@ -29,12 +30,17 @@ def _floats_ok(*tensors: Tensor | None) -> bool:
     return all(t is None or (t.device.type == "cpu" and t.dtype == torch.float32) for t in tensors)
 
 
-def _array(values: list[int]) -> ctypes.Array:
-    return (ctypes.c_int64 * len(values))(*values)
-
-
 def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
+
+
+def _bias(bias: Tensor | None, length: int) -> Tensor | None:
+    """A bias of `length` as dense float32. ValueError for another length or device."""
+    if bias is None:
+        return None
+    if bias.shape != (length,) or bias.device.type != "cpu":
+        raise ValueError
+    return bias.to(torch.float32).contiguous()
 
 
 def _along(shift: Tensor | None, axis: int, length: int) -> Tensor | None:
@@ -46,6 +52,7 @@ def _along(shift: Tensor | None, axis: int, length: int) -> Tensor | None:
     return shift.reshape(-1).expand(length).contiguous()
 
 
+@functools.lru_cache(maxsize=1024)
 def _sum_is(left: tuple[int, bool, int], right: tuple[int, bool, int], length: int) -> str:
     """int32, int64, or "too wide" for what the references refuse. left, right: (bits, signed, max_shift)."""
     (a_bits, a_signed, a_max), (b_bits, b_signed, b_max) = left, right
@@ -61,11 +68,11 @@ def _sum_is(left: tuple[int, bool, int], right: tuple[int, bool, int], length: i
 def _product(op: str, a, ea, a_bits, a_signed, a_max, b, eb, b_bits, b_signed, b_max, scales, bias) -> Tensor:
     """int_matmul where scales is None, else scaled_matmul."""
     lead, (m, k), n = a.shape[:-2], a.shape[-2:], b.shape[-1]
-    if not _codes_ok(a, b) or len(lead) > MAX_LEADING:
+    if not _codes_ok(a, b) or len(lead) > MAX_LEADING or (*lead, k) != b.shape[:-1]:
         return NotImplemented
     width = _sum_is((a_bits, a_signed, a_max), (b_bits, b_signed, b_max), k)
     try:
-        ea, eb = _along(ea, -1, k), _along(eb, -2, k)
+        ea, eb, bias = _along(ea, -1, k), _along(eb, -2, k), _bias(bias, n)
     except ValueError:
         return NotImplemented
     if width == "too wide":
@@ -74,13 +81,13 @@ def _product(op: str, a, ea, a_bits, a_signed, a_max, b, eb, b_bits, b_signed, b
     scale_part = [0] * 5
     steps = [a.stride()[:-2], b.stride()[:-2], (0,) * len(lead), (0,) * len(lead)]
     if scales:
-        if not _floats_ok(*scales) or (bias is not None and not bias.dtype.is_floating_point):
+        if not _floats_ok(*scales):
             return NotImplemented
         sa, sb = scales[0].expand(*lead, m, 1), scales[1].expand(*lead, 1, n)
-        bias = None if bias is None else bias.to(torch.float32).contiguous()
         scale_part = [sa.data_ptr(), sa.stride(-2), sb.data_ptr(), sb.stride(-1), _address(bias)]
         steps[2:] = [sa.stride()[:-2], sb.stride()[:-2]]
-    fields = _array(
+    fields = array(
+        "q",
         [
             *(a.data_ptr(), a.stride(-2), a.stride(-1), _address(ea), a_bits, a_signed, a_max),
             *(b.data_ptr(), b.stride(-1), b.stride(-2), _address(eb), b_bits, b_signed, b_max),
@@ -88,9 +95,9 @@ def _product(op: str, a, ea, a_bits, a_signed, a_max, b, eb, b_bits, b_signed, b
             *(*lead, *[0] * (MAX_LEADING - len(lead))),
             *(step for dimension in zip(*steps, strict=True) for step in dimension),
             *[0] * (4 * (MAX_LEADING - len(lead))),
-        ]
+        ],
     )
-    return out if call(op, _gemm, ctypes.addressof(fields)) else NotImplemented
+    return out if call(op, _gemm, fields.buffer_info()[0]) else NotImplemented
 
 
 def int_matmul(a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift) -> Tensor:
@@ -115,38 +122,46 @@ def _like(a: Tensor, size: list[int]) -> tuple[Tensor, bool]:
 
 
 def _convolution(
-    op: str, kernel, left: tuple, right: tuple, axes, length, sizes, out, last, scale, bias, window
+    op: str, kernel, roles: str, left: tuple, right: tuple, length, sizes, out, last, scale, bias, window
 ) -> Tensor:
     """Call one of the three products. left, right: (codes, shift, bits, signed, max_shift), in the op's order.
 
-    axes     the axis of each operand's shift
+    roles    which operands they are: of x, w and g
     length   of the reduction
     sizes    n, c, h, w, o, p, q, r, s
     """
     a, ea, fa = left[0], left[1], left[2:]
     b, eb, fb = right[0], right[1], right[2:]
     stride, padding, dilation, groups = window
-    width = _sum_is(fa, fb, length)
+    n, c, h, w, o, p, q, r, s = sizes
+    shapes = {"x": (n, c, h, w), "w": (o, c // groups, r, s), "g": (n, o, p, q)}
+    if a.shape != shapes[roles[0]] or b.shape != shapes[roles[1]] or c % groups or o % groups:
+        return NotImplemented
+    width, axes = _sum_is(fa, fb, length), _REDUCED[roles]
     if width == "too wide" or not _codes_ok(a, b) or not _floats_ok(scale):
         return NotImplemented
-    if scale.ndim != 4 or scale.shape[2:] != (1, 1) or (bias is not None and not bias.dtype.is_floating_point):
+    if scale.ndim != 4 or any(i not in (1, most) for i, most in zip(scale.shape, (*out.shape[:2], 1, 1), strict=True)):
         return NotImplemented
     try:
         ea, eb = _along(ea, axes[0], a.shape[axes[0]]), _along(eb, axes[1], b.shape[axes[1]])
+        bias = _bias(bias, o)
     except ValueError:
         return NotImplemented
-    bias = None if bias is None else bias.to(torch.float32).contiguous()
     scale_step = [0 if n == 1 else step for n, step in zip(scale.shape[:2], scale.stride()[:2], strict=True)]
-    fields = _array(
+    fields = array(
+        "q",
         [
             *(a.data_ptr(), *a.stride(), _address(ea), *fa),
             *(b.data_ptr(), *b.stride(), _address(eb), *fb),
             *(scale.data_ptr(), *scale_step, _address(bias), out.data_ptr(), last, *sizes),
             *(*stride, *padding, *dilation, groups, width == "int64"),
-        ]
+        ],
     )
-    return out if call(op, kernel, ctypes.addressof(fields)) else NotImplemented
+    return out if call(op, kernel, fields.buffer_info()[0]) else NotImplemented
 
+
+_REDUCED = {"xw": (1, 1), "gw": (1, 0), "gx": (0, 0)}
+"""The axis of each operand that a product reduces, besides pixels and taps: where a shift may lie."""
 
 _output = function("sb_conv2d", POINTER, INT)
 _grad_input = function("sb_conv2d_grad_input", POINTER, INT)
@@ -164,7 +179,7 @@ def scaled_conv2d(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, s
     x, weight = (a, a_sh, a_b, a_s, a_e), (b, b_sh, b_b, b_s, b_e)
     sizes, window = (n, c, h, w, o, p, q, r, s), (stride, padding, dilation, groups)
     length = inner * r * s
-    return _convolution("scaled_conv2d", _output, x, weight, (1, 1), length, sizes, out, last, scale, bias, window)
+    return _convolution("scaled_conv2d", _output, "xw", x, weight, length, sizes, out, last, scale, bias, window)
 
 
 def scaled_conv2d_grad_input(
@@ -177,7 +192,7 @@ def scaled_conv2d_grad_input(
     g, weight = (a, a_sh, a_b, a_s, a_e), (b, b_sh, b_b, b_s, b_e)
     sizes, window = (n, c, h, w, o, p, q, r, s), (stride, padding, dilation, groups)
     name, length = "scaled_conv2d_grad_input", o // groups * r * s
-    return _convolution(name, _grad_input, g, weight, (1, 0), length, sizes, out, last, scale, None, window)
+    return _convolution(name, _grad_input, "gw", g, weight, length, sizes, out, last, scale, None, window)
 
 
 def scaled_conv2d_grad_weight(
@@ -190,7 +205,7 @@ def scaled_conv2d_grad_weight(
     g, x = (a, a_sh, a_b, a_s, a_e), (b, b_sh, b_b, b_s, b_e)
     sizes, window = (n, c, h, w, o, p, q, r, s), (stride, padding, dilation, groups)
     name, length = "scaled_conv2d_grad_weight", n * p * q
-    return _convolution(name, _grad_weight, g, x, (0, 0), length, sizes, out, False, scale, None, window)
+    return _convolution(name, _grad_weight, "gx", g, x, length, sizes, out, False, scale, None, window)
 
 
 OPS = (int_matmul, scaled_matmul, scaled_conv2d, scaled_conv2d_grad_input, scaled_conv2d_grad_weight)
