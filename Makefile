@@ -7,6 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.subbyte-ready
 
+# Threads that wait asleep: by default OpenMP's spin, and on a machine with other work they take each other's cores.
+export OMP_WAIT_POLICY ?= passive
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check clean
 

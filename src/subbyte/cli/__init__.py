@@ -1,7 +1,7 @@
 """The command line: `subbyte train | eval | predict | inspect | schemes | doctor | demo`.
 
-Each command is the function `command` of one file of this package. torch is imported inside
-the commands, so that --help answers at once.
+Each command is the function `command` of one file of this package, and imports what it needs when it is called: --help
+need not wait for the training code.
 """
 
 from __future__ import annotations

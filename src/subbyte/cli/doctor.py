@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from subbyte.cli.options import JsonOption
+from subbyte.cli.options import JsonOption, make_console
 
 # The instruction sets that decide how fast small integers multiply.
 _FLAGS = (
@@ -38,7 +38,6 @@ def command(as_json: JsonOption = False) -> None:
     """Show what this machine can run and will run: versions, CPU, threads, compiler, backends, GPUs, extras."""
     import json
 
-    from rich.console import Console
     from rich.table import Table
 
     sections = {
@@ -59,7 +58,7 @@ def command(as_json: JsonOption = False) -> None:
         for i, (name, value) in enumerate(rows.items()):
             table.add_row(title if i == 0 else "", name, str(value))
         table.add_section()
-    Console().print(table)
+    make_console().print(table)
 
 
 def _versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from subbyte.cli.options import CheckpointOption, DataDirOption, DeviceOption, JsonOption, RunArgument
+from subbyte.cli.options import CheckpointOption, DataDirOption, DeviceOption, JsonOption, RunArgument, make_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,8 +25,6 @@ def command(
     """Evaluate a run on its task's test set: loss, top-1, top-5 and the accuracy of each class."""
     import json
 
-    from rich.console import Console
-
     from subbyte.train import evaluate, load_run
     from subbyte.train.build import load_dataset
 
@@ -39,7 +37,7 @@ def command(
         where = {"run": str(run), "checkpoint": checkpoint, "epoch": progress.epoch, "step": progress.step}
         typer.echo(json.dumps({**where, **evaluation.to_dict()}, indent=2))
     else:
-        Console().print(_table(evaluation, f"{run}, {checkpoint} checkpoint, {evaluation.images:,} test images"))
+        make_console().print(_table(evaluation, f"{run}, {checkpoint} checkpoint, {evaluation.images:,} test images"))
 
 
 def _table(evaluation: Evaluation, title: str) -> Table:

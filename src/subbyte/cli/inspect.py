@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from subbyte.cli.options import CheckpointOption, DataDirOption, DeviceOption, JsonOption, RunArgument
+from subbyte.cli.options import CheckpointOption, DataDirOption, DeviceOption, JsonOption, RunArgument, make_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,12 +26,9 @@ def command(
 
     inspect.png in the run folder shows the range of every channel and the boundaries of the groups.
     """
-    import json
-
-    from rich.console import Console
-
     from subbyte.train import RunError, load_run, measure
     from subbyte.train.build import load_dataset
+    from subbyte.train.folder import to_json
     from subbyte.train.plots import plot_channels
 
     trained = load_run(run, checkpoint=checkpoint, device=device)
@@ -41,9 +38,9 @@ def command(
     report = measure(trained.model, dataset, trained.config)
     layers = [layer for layer in report.layers.values() if layer.gradient_ranges is not None]
     if as_json:
-        typer.echo(json.dumps([_row(layer) for layer in layers], indent=2))
+        typer.echo(to_json([_row(layer) for layer in layers]))
         return
-    console = Console()
+    console = make_console()
     console.print(_table(layers, f"{run}, {checkpoint} checkpoint, one batch of {trained.config.batch_size}"))
     console.print(report.summary(), highlight=False, markup=False, soft_wrap=True)
     path: Path = trained.folder.path / "inspect.png"
@@ -82,13 +79,15 @@ def _row(layer: LayerReport) -> dict[str, Any]:
 
 
 def _table(layers: list[LayerReport], title: str) -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", caption="x, w, g: activation, weight, gradient of the output")
-    for heading in ("layer", "g: bits", "channels"):
-        table.add_column(heading)
+    caption = "g: gradient of the layer's output, range: a channel's largest |g|, x: activation, w: weight"
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=SIMPLE_HEAD)
+    for heading in ("layer", "g", "channels"):
+        table.add_column(heading, overflow="fold")
     for heading in ("range min", "median", "max", "octaves", "groups", "SQNR dB x / w / g", "clipped % g", "zero % g"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for layer in layers:
         row = _row(layer)
         gradient = row["gradient"]

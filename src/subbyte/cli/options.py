@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from subbyte.scheme import Scheme
+
+_WIDTH_OFF_TERMINAL = 140  # wide enough for every table; rich would take 80 columns
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder written by `subbyte train`.")]
 CheckpointOption = Annotated[str, typer.Option("--checkpoint", help="Which checkpoint: last or best.")]
@@ -38,3 +42,11 @@ def read_scheme(text: str) -> tuple[Scheme, str]:
         return Scheme.from_json(path.read_text(encoding="utf-8")), path.stem
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"--scheme {text}: {error}") from error
+
+
+def make_console() -> Console:
+    """A console on stdout whose tables keep their width in files and pipes."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH_OFF_TERMINAL)

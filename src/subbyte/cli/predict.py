@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from subbyte.cli.options import CheckpointOption, DeviceOption, JsonOption, RunArgument
+from subbyte.cli.options import CheckpointOption, DeviceOption, JsonOption, RunArgument, make_console
 
 
 def command(
@@ -22,7 +22,6 @@ def command(
     import json
 
     import torch
-    from rich.console import Console
     from rich.table import Table
 
     from subbyte.data import preprocess_image
@@ -49,4 +48,4 @@ def command(
         for i, (name, p) in enumerate(ranked):
             table.add_row(str(path) if i == 0 else "", name, f"{p:.2%}")
         table.add_section()
-    Console().print(table)
+    make_console().print(table)

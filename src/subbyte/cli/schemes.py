@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from subbyte.cli.options import JsonOption, read_scheme
+from subbyte.cli.options import JsonOption, make_console, read_scheme
 
 
 def command(
@@ -19,8 +19,6 @@ def command(
     """Print a recipe with every bit in it, as a table or as JSON to edit and give to --scheme."""
     import json
 
-    from rich.console import Console
-
     from subbyte.scheme import Scheme
 
     if name is None:
@@ -30,4 +28,4 @@ def command(
     if as_json:
         typer.echo(scheme.to_json())
     else:
-        Console().print(scheme.table())
+        make_console().print(scheme.table())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from subbyte.cli.options import DataDirOption, DeviceOption, DownloadOption, read_scheme
+from subbyte.cli.options import DataDirOption, DeviceOption, DownloadOption, make_console, read_scheme
 
 if TYPE_CHECKING:
     from subbyte.train import Outcome
@@ -65,7 +65,6 @@ def command(
 
     With no flags: smallcnn on the embedded digits in 4-bit integers. Ctrl-C checkpoints and ends; --resume goes on.
     """
-    from rich.console import Console
 
     from subbyte.train import RunFolder, train
     from subbyte.train.config import DEFAULT_SCHEME, DEFAULT_TASK, Config, default_run_dir
@@ -102,7 +101,7 @@ def command(
         if scheme:
             given["scheme"] = chosen.to_dict()
         config = Config.from_dict({**RunFolder(run_dir).config().to_dict(), **given})
-    console = Console()
+    console = make_console()
     outcome = train(
         config,
         run_dir,

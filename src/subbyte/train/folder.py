@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,23 @@ from typing import Any
 from subbyte.train.checkpoint import write_text
 from subbyte.train.config import Config
 from subbyte.train.errors import RunError
+
+
+def to_json(values: Any) -> str:
+    """Indented JSON in which NaN and the infinities, which JSON lacks, are null.
+
+    >>> to_json([1.5, float("inf")]).split()
+    ['[', '1.5,', 'null', ']']
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(values), indent=2, allow_nan=False)
 
 
 class RunFolder:
@@ -73,7 +91,7 @@ class RunFolder:
 
     def write_json(self, path: Path, values: dict[str, Any]) -> None:
         """Writes one of the folder's JSON files in one step."""
-        write_text(path, json.dumps(values, indent=2) + "\n")
+        write_text(path, to_json(values) + "\n")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

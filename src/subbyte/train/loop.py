@@ -10,6 +10,7 @@ import dataclasses
 import math
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +118,7 @@ class Run:
         self.steps_per_epoch = data.num_batches(len(dataset.train_y), config.batch_size)
         self.schedule = make_schedule(self.optimizer, config, self.steps_per_epoch)
         self.progress = Progress()
+        self._batches()  # refuses an impossible augmentation now, before a folder is made
         self.saved_at = time.monotonic()
         self.begun_at = time.monotonic()
         self.seconds_before = 0.0
@@ -193,22 +195,12 @@ class Run:
 
     def _train_epoch(self) -> str | None:
         """The rest of the epoch; returns a reason to pause in the middle of it."""
-        config, progress = self.config, self.progress
+        progress = self.progress
         self.model.train()
         self.epoch_begun_at, self.epoch_images = time.monotonic(), 0
         if progress.batch == self.steps_per_epoch:  # paused between the last batch and the evaluation
             return None
-        batches = data.batches(
-            self.dataset,
-            config.batch_size,
-            train=True,
-            seed=config.seed,
-            epoch=progress.epoch,
-            start=progress.batch,
-            device=self.device,
-            kind=config.augment,
-        )
-        for x, y in batches:
+        for x, y in self._batches():
             self._step(x, y)
             reason = self.switch.reason()
             if reason:
@@ -216,6 +208,19 @@ class Run:
             if self._checkpoint_due():
                 self.checkpoint()
         return None
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """What the epoch has left."""
+        return data.batches(
+            self.dataset,
+            self.config.batch_size,
+            train=True,
+            seed=self.config.seed,
+            epoch=self.progress.epoch,
+            start=self.progress.batch,
+            device=self.device,
+            kind=self.config.augment,
+        )
 
     def _step(self, x: Tensor, y: Tensor) -> None:
         config, progress = self.config, self.progress

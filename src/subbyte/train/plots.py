@@ -53,7 +53,7 @@ def plot_channels(layers: Mapping[str, tuple[Any, Any]], path: Path) -> None:
     A dash marks each exponent e in use at -e octaves, the upper end of its group. Channels that are all zero are left
     out. exponents may be None: one group.
     """
-    figure = _new_figure(max(6.0, 1.2 + 0.45 * len(layers)), 5)
+    figure = _new_figure(max(7.0, 1.2 + 0.45 * len(layers)), 5)
     axes = figure.subplots()
     for i, (ranges, exponents) in enumerate(layers.values()):
         octaves = (ranges / ranges.max()).log2()
@@ -67,6 +67,6 @@ def plot_channels(layers: Mapping[str, tuple[Any, Any]], path: Path) -> None:
             axes.hlines(-e, i - 0.4, i + 0.4, color=f"C{e % 10}", linewidth=0.8)
     axes.set_xticks(range(len(layers)), list(layers), rotation=60, ha="right", fontsize=8)
     axes.set_ylabel("octaves below the layer's largest |gradient|")
-    axes.set_title("max |gradient| of each channel; lines: upper ends of the groups in use")
+    axes.set_title("max |gradient| of each channel; lines: upper ends of the groups in use", fontsize=10)
     axes.grid(axis="y", alpha=0.3)
     _save(figure, path)
