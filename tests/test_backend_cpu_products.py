@@ -221,9 +221,9 @@ def test_operands_that_do_not_match_never_reach_a_kernel():
             torch.ops.subbyte.int_matmul(*a, *b)
         with pytest.raises(ops.BackendError):
             torch.ops.subbyte.scaled_conv2d(*x, *w, one, None, *window)
-        with pytest.raises(ops.BackendError):  # a scale that does not broadcast
-            wrong = torch.ones(1, 5, 1, 1)
-            torch.ops.subbyte.scaled_conv2d(*x, *operand(codes((6, 3, 1, 1), S8), S8), wrong, None, *window)
+        fitting, wrong_scale = operand(codes((6, 3, 1, 1), S8), S8), torch.ones(1, 5, 1, 1)
+        with pytest.raises(ops.BackendError):
+            torch.ops.subbyte.scaled_conv2d(*x, *fitting, wrong_scale, None, *window)
 
 
 # ------------------------------------------------------------------------------------------------------- convolutions
