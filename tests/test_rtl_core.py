@@ -54,10 +54,22 @@ CORES = {
     "wide": GemmConfig(spec_for(8, 8, "horner", acc_bits=40), 2, 1, 16, 6, stochastic=False),
 }
 
+CORES |= {
+    "dsp-horner": GemmConfig(HORNER, 2, 2, 60, 6, stochastic=False, dsp=True),
+    "dsp-folded": GemmConfig(spec_for(6, 4, "folded"), 4, 1, 60, 6, stochastic=False, dsp=True),
+}
+
 
 @pytest.mark.parametrize("name", CORES)
 def test_products_with_stalls_on_every_stream(name):
     check(CORES[name], random_product(CORES[name], 3, 5, 13, seed=3), stall=0.3)
+
+
+@pytest.mark.parametrize("name", ["dsp-horner", "dsp-folded"])
+def test_dsp_core_cuts_chunks_of_extremes(name):
+    """Every product at its largest: 34 of them fill a chunk's low field, the next begins another chunk."""
+    left = torch.full((60,), 3)
+    check(CORES[name], Product(torch.full((2, 60), 31), torch.full((60, 2), -31), left))
 
 
 @pytest.mark.parametrize("used", [[0], [3], [0, 3], [1, 2]])
@@ -229,6 +241,7 @@ def command(*args: str):
         (["--bits", "8", "--acc-bits", "24", "--k", "256"], "K is 1 to 65"),
         (["--rows", "65"], "1 to 64"),
         (["--target", "asic"], "xc7, generic"),
+        (["--dsp", "--bits", "8"], "a chunk holds 4 units"),
     ],
 )
 def test_command_refuses_with_the_bound_and_writes_nothing(tmp_path, args, bound):
@@ -238,10 +251,11 @@ def test_command_refuses_with_the_bound_and_writes_nothing(tmp_path, args, bound
     assert not (tmp_path / "core").exists()
 
 
-def test_command_writes_a_core_that_passes_its_own_testbench(tmp_path):
+@pytest.mark.parametrize("array", [[], ["--dsp"]], ids=["fabric", "dsp"])
+def test_command_writes_a_core_that_passes_its_own_testbench(tmp_path, array):
     pytest.importorskip("pyosys", reason="Verilog is written by pyosys: pip install 'subbyte[rtl]'")
     sizes = ["--m", "3", "--n", "3", "--k", "9", "--rows", "2", "--cols", "2", "--bits", "4"]
-    result = command("--out", str(tmp_path), *sizes)
+    result = command("--out", str(tmp_path), *sizes, *array)
     assert result.exit_code == 0, result.output
     facts = json.loads((tmp_path / "manifest.json").read_text())
     assert facts["bounds"]["max_k_of_accumulator"] == spec_for(4, 4, "horner").max_k

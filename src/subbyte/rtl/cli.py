@@ -36,6 +36,7 @@ def gemm(
     k: Annotated[int, typer.Option(help="Longest reduction; K of the testbench.")] = 256,
     post_lanes: Annotated[int, typer.Option(help="Outputs a cycle.")] = 1,
     stochastic: Annotated[bool, typer.Option(help="Include Threefry for stochastic rounding.")] = True,
+    dsp: Annotated[bool, typer.Option(help="Two multiply-accumulates in each DSP48E1: plain, folded, horner.")] = False,
     target: Annotated[str, typer.Option(help="xc7 (Booth multipliers in LUT6) or generic (inferred).")] = "xc7",
     run: Annotated[bool, typer.Option(help="Run the testbench if Icarus is installed.")] = True,
 ) -> None:
@@ -50,7 +51,7 @@ def gemm(
             raise BoundError(f"target {target!r}: there are {', '.join(multipliers)}")
         fmt = IntFormat(bits)
         spec = Spec(fmt, fmt, groups, variant, acc_bits, lanes, multipliers[target])
-        config = GemmConfig(spec, rows, cols, k, n, m, post_lanes, stochastic)
+        config = GemmConfig(spec, rows, cols, k, n, m, post_lanes, stochastic, dsp)
         config.require(m, n, k)
     except ValueError as error:
         typer.echo(f"refused: {error}", err=True)

@@ -6,7 +6,7 @@ its shift (the product's and its row's) and its row-major element index m N + n,
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, EnableInserter, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, EnableInserter, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -17,7 +17,7 @@ from .requantizer import INDEX_BITS, Requantizer
 
 
 class Collector(wiring.Component):
-    """row, row_valid: the array's out. credit, tile_start: as in Sequencer. c: tdata = lanes words, tlast at the end.
+    """row, row_valid: out of the array (a row, or a DSP tile's row pair). credit, tile_start: as in Sequencer.
 
     row_address -> row_shift: the extra shift of output row m, read combinationally by whoever keeps them;
     shifts_ready: they are all there.
@@ -31,7 +31,7 @@ class Collector(wiring.Component):
                 "clear": In(1),
                 "m_panels": In(16),
                 "n_panels": In(16),
-                "row": In(data.ArrayLayout(signed(width), config.cols)),
+                "row": In(data.ArrayLayout(signed(width), config.drain_rows * config.cols)),
                 "row_valid": In(1),
                 "tile_start": In(1),
                 "credit": Out(1),
@@ -53,14 +53,16 @@ class Collector(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         c, width, rows = self.config, self.config.spec.acc_bits, self.config.rows
-        row_bits = max(1, (rows - 1).bit_length())
-        tiles = Memory(shape=width * c.cols, depth=2 << row_bits, init=[])
+        drains, together = c.drains, c.drain_rows
+        row_bits = max(1, (drains - 1).bit_length())
+        tiles = Memory(shape=width * c.cols * together, depth=2 << row_bits, init=[])
         m.submodules.tiles = tiles
         write, read = tiles.write_port(), tiles.read_port(domain="comb")
 
         reserved, full = Signal(2), Signal(2)
         write_bank, read_bank = Signal(), Signal()
-        write_row, read_row = Signal(row_bits, init=rows - 1), Signal(row_bits)
+        write_row, read_row = Signal(row_bits, init=drains - 1), Signal(range(max(2, rows)))
+        read_drain = read_row[1:] if together == 2 else read_row
         written, freed = Signal(), Signal()
         m.d.comb += [self.credit.eq(reserved != 2), written.eq(self.row_valid & (write_row == 0))]
         m.d.sync += [reserved.eq(reserved + self.tile_start - freed), full.eq(full + written - freed)]
@@ -68,7 +70,7 @@ class Collector(wiring.Component):
         with m.If(self.row_valid):
             m.d.sync += write_row.eq(write_row - 1)
             with m.If(write_row == 0):
-                m.d.sync += [write_row.eq(rows - 1), write_bank.eq(~write_bank)]
+                m.d.sync += [write_row.eq(drains - 1), write_bank.eq(~write_bank)]
 
         # Read out row by row, `lanes` columns at a time; everything stalls with the stream.
         lanes, steps = c.post_lanes, c.cols // c.post_lanes
@@ -79,7 +81,7 @@ class Collector(wiring.Component):
         m_start = Signal.like(m_index)
         last_step, last_row, last_n = Signal(), Signal(), Signal()
         m.d.comb += [last_step.eq(read_step == steps - 1), last_row.eq(read_row == rows - 1)]
-        m.d.comb += [last_n.eq(tile_n == self.n_panels - 1), read.addr.eq(Cat(read_row, read_bank))]
+        m.d.comb += [last_n.eq(tile_n == self.n_panels - 1), read.addr.eq(Cat(_sized(read_drain, row_bits), read_bank))]
         m.d.comb += [self.row_address.eq(m_index), freed.eq(reading & last_step & last_row)]
         m.d.comb += [available.eq((full != 0) & self.shifts_ready), reading.eq(advance & available)]
         last = last_step & last_row & last_n & (tile_m == self.m_panels - 1)
@@ -106,7 +108,9 @@ class Collector(wiring.Component):
             m.d.sync += [valid.eq(available), is_last.eq(last)]
             m.d.sync += [index.eq(row_start + column + read_step * lanes)]
             m.d.sync += shift.eq(Mux(total > MAX_SHIFT, MAX_SHIFT, total))
-            words = [read.data[i * width : (i + 1) * width] for i in range(c.cols)]
+            words: list[Value] = [read.data[i * width : (i + 1) * width] for i in range(c.cols * together)]
+            if together == 2:
+                words = [Mux(read_row[0], words[2 * i + 1], words[2 * i]) for i in range(c.cols)]
             with m.Switch(read_step):
                 for s in range(steps):
                     with m.Case(s):
@@ -131,6 +135,11 @@ class Collector(wiring.Component):
             m.d.sync += [self.amax.eq(0), tile_m.eq(0), tile_n.eq(0), column.eq(0), panel_start.eq(0)]
             m.d.sync += [row_start.eq(0), m_start.eq(0), m_index.eq(0)]
         return m
+
+
+def _sized(v: Value, width: int) -> Value:
+    """v zero-extended or cut to `width` bits."""
+    return Cat(v, Const(0, width - len(v))) if len(v) < width else v[:width]
 
 
 def _raise_to(m: Module, maximum: Signal, v: Signal, when: Signal) -> None:

@@ -8,7 +8,7 @@ is in P from t + 4; the opmode that adds it is at the port in cycle t + 2. (UG47
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal, signed
+from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, ResetSignal, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -67,10 +67,11 @@ class Dsp48(wiring.Component):
         )
         registers |= {"BREG": 2} | dict.fromkeys(("INMODEREG", "ALUMODEREG", "CARRYINREG", "CARRYINSELREG"), 0)
         enabled = ("CEA1", "CEA2", "CEAD", "CEALUMODE", "CEB1", "CEB2", "CECTRL", "CED", "CEINMODE", "CEM", "CEP")
-        resets = ("RSTA", "RSTALLCARRYIN", "RSTALUMODE", "RSTB", "RSTC", "RSTCTRL", "RSTD", "RSTINMODE", "RSTM", "RSTP")
+        resets = ("RSTA", "RSTALLCARRYIN", "RSTALUMODE", "RSTB", "RSTC", "RSTCTRL", "RSTD", "RSTINMODE", "RSTM")
         unused = ("CEC", "CECARRYIN", "CARRYIN", "CARRYCASCIN", "MULTSIGNIN", *resets)
         ports = {
             "CLK": ClockSignal(),
+            "RSTP": ResetSignal(),  # sums start at 0; no other register needs it
             "A": Cat(self.a, self.a[-1].replicate(30 - A_BITS)),
             "B": self.b,
             "C": Const(0, 48),

@@ -22,11 +22,12 @@ from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from . import dsp48
+from . import dsp48, dspbounds
 from .array import slot_ports
 from .dsp48 import Dsp48
+from .dspbounds import field_bits
 from .element import delayed
-from .spec import BoundError, Spec
+from .spec import Spec
 
 EDGE = 1
 
@@ -39,15 +40,7 @@ class DspTile(wiring.Component):
     """
 
     def __init__(self, spec: Spec, rows: int = 8, cols: int = 8, primitive: bool = True) -> None:
-        if spec.lanes != 1 or spec.variant not in ("plain", "folded", "horner"):
-            raise BoundError(f"a DSP tile is plain, folded or horner with 1 lane, not {spec.variant} with {spec.lanes}")
-        if rows % 2:
-            raise BoundError(f"a DSP tile packs two rows into a DSP: {rows} rows is odd")
-        if chunk_units(spec) < 1 << (spec.groups - 1):
-            raise BoundError(
-                f"{spec} does not pack two to a DSP48E1: a chunk holds {chunk_units(spec)} units of 2^left, "
-                f"one product at the largest left is {1 << (spec.groups - 1)}"
-            )
+        dspbounds.require(spec, rows)
         self.spec, self.rows, self.cols, self.primitive = spec, rows, cols, primitive
         ports = slot_ports(spec, rows, cols)
         ports |= {"fresh": In(1), "last": In(1), "out": Out(data.ArrayLayout(signed(spec.acc_bits), 2 * cols))}
@@ -115,18 +108,3 @@ class DspTile(wiring.Component):
         m.d.comb += new.eq(Cat((old[:width] + low)[:width], with_carry[1:]))
         m.d.comb += [read.addr.eq(pair), write.addr.eq(pair), write.en.eq(draining), write.data.eq(new)]
         m.d.comb += [self.out[2 * c].eq(new[:width]), self.out[2 * c + 1].eq(new[width:])]
-
-
-def field_bits(spec: Spec) -> int:
-    """S, the width of the low field of P: the pre-adder must hold a 2^S."""
-    return dsp48.A_BITS - spec.a_bits
-
-
-def chunk_units(spec: Spec) -> int:
-    """The largest sum of 2^left that a chunk may have.
-
-    >>> from subbyte.rtl.spec import spec_for
-    >>> chunk_units(spec_for(6, 4, "folded")), chunk_units(spec_for(4))
-    (272, 21399)
-    """
-    return ((1 << (field_bits(spec) - 1)) - 1) // (spec.a.qmax * spec.b.qmax)

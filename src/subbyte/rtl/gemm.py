@@ -21,12 +21,20 @@ from . import gemmconfig
 from .array import Array
 from .axi import LiteRegisters, lite_ports, stream_in, stream_out
 from .collector import Collector
+from .dsptile import DspTile
 from .element import delayed
 from .gemmconfig import MAX_SHIFT, REGISTERS, GemmConfig
 from .operands import READ_LATENCY, OperandBuffers
 from .sequencer import Sequencer
 
 ADDRESS_BITS = 7
+
+
+def default_array(config: GemmConfig, primitive: bool = True) -> Array | DspTile:
+    """LUT fabric, or the DSP tile (primitive: as DSP48E1 instances, which Amaranth cannot simulate)."""
+    if config.dsp:
+        return DspTile(config.spec, config.rows, config.cols, primitive)
+    return Array(config.spec, config.rows, config.cols)
 
 
 class GemmCore(wiring.Component):
@@ -37,7 +45,7 @@ class GemmCore(wiring.Component):
 
     def __init__(self, config: GemmConfig, array: wiring.Component | None = None) -> None:
         self.config = config
-        self.array = array or Array(config.spec, config.rows, config.cols)
+        self.array = array or default_array(config)
         super().__init__(
             {
                 **stream_in("s_axis_a", config.a_beat_bits),
@@ -92,7 +100,7 @@ class GemmCore(wiring.Component):
             collector.row_valid.eq(array.out_valid),
             collector.tile_start.eq(sequencer.tile_start),
         ]
-        for control in ("valid", "double", "left", "drain"):
+        for control in ("valid", "double", "left", "drain", *(("fresh", "last") if c.dsp else ())):
             m.d.comb += getattr(array, control).eq(delayed(m, getattr(sequencer, control), READ_LATENCY, control))
         self._shifts(m, start, busy, registers, sequencer, collector)
         return m

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from . import dspbounds
 from .spec import MAX_SIDE, BoundError, Spec
 
 FLAG_GROUPED, FLAG_ROW_SHIFTS, FLAG_REQUANTIZE, FLAG_STOCHASTIC = (1 << i for i in range(4))
@@ -47,6 +48,7 @@ class GemmConfig:
     max_m             rows with a shift of their own (grad_weight of ShiftQuant); any M without
     post_lanes        outputs a cycle through rescaling; a tile of R C outputs then takes R C / post_lanes cycles
     stochastic        include Threefry (one generator a lane)
+    dsp               two multiply-accumulates in each DSP48E1 (dsptile.py) in place of LUT fabric; K runs in chunks
     """
 
     spec: Spec
@@ -57,6 +59,7 @@ class GemmConfig:
     max_m: int = 64
     post_lanes: int = 1
     stochastic: bool = True
+    dsp: bool = False
 
     def __post_init__(self) -> None:
         if not (1 <= self.rows <= MAX_SIDE and 1 <= self.cols <= MAX_SIDE):
@@ -68,6 +71,18 @@ class GemmConfig:
             raise BoundError(f"buffers for M {self.max_m}, N {self.max_n}, K {self.max_k}: 1 to {1 << 15} each")
         if self.post_lanes < 1 or self.cols % self.post_lanes:
             raise BoundError(f"{self.post_lanes} output lanes must divide the {self.cols} columns")
+        if self.dsp:
+            dspbounds.require(self.spec, self.rows)
+
+    @property
+    def drain_rows(self) -> int:
+        """Rows that leave the array in one drain slot."""
+        return 2 if self.dsp else 1
+
+    @property
+    def drains(self) -> int:
+        """Drain slots of a tile, or of a chunk."""
+        return self.rows // self.drain_rows
 
     @property
     def max_slots(self) -> int:
@@ -122,10 +137,11 @@ class GemmConfig:
     def schedule_cycles(self, m: int, n: int, k: int) -> int:
         """What the schedule takes without stalls: panel load, then for each tile its slots, R drains and one decision.
 
-        Horner adds a cycle for each empty group below the largest used one; start and end add a few tens.
+        Horner adds a cycle for each empty group below the largest used one; a DSP array one for every doubling, and
+        R / 2 (with Horner, the doublings as well) for each chunk after the first; start and end add a few tens.
         """
         mp, np, slots = self.panels(m, n, k)
-        tile = max(slots + self.rows + 1, self.rows * self.cols // self.post_lanes)
+        tile = max(slots + self.drains + 1, self.rows * self.cols // self.post_lanes)
         return slots + mp * np * tile
 
 

@@ -6,19 +6,22 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from ..numerics import accumulator_bits
-from . import requantizer, testbench
+from . import dspbounds, requantizer, testbench
+from .dsp48 import DATA_LATENCY
+from .dsptile import EDGE
 from .element import stages
-from .gemm import GemmCore
+from .gemm import GemmCore, default_array
 from .gemmconfig import REGISTERS, GemmConfig
 from .operands import READ_LATENCY
 from .product import Requantize, random_product
-from .synth import to_verilog, tool_version
+from .synth import run_yosys, to_rtlil, tool_version
 from .testbench import Job
 
 TOP = "subbyte_gemm"
@@ -53,7 +56,12 @@ def manifest(config: GemmConfig, sizes: tuple[int, int, int], target: str, cycle
         "target": target,
         "tool": tool_version(),
         "unit": {**asdict(spec), "a": str(spec.a), "b": str(spec.b)},
-        "array": {"rows": config.rows, "cols": config.cols, "macs_per_cycle": config.rows * config.cols * spec.lanes},
+        "array": {
+            "rows": config.rows,
+            "cols": config.cols,
+            "dsp": config.dsp,
+            "macs_per_cycle": config.rows * config.cols * spec.lanes,
+        },
         "ranges": {
             "a": [spec.a.qmin, spec.a.qmax],
             "b": [spec.b.qmin, spec.b.qmax],
@@ -66,12 +74,13 @@ def manifest(config: GemmConfig, sizes: tuple[int, int, int], target: str, cycle
             "max_k_of_buffers": config.max_k,
             "max_b_words": config.max_panels * config.max_slots,
             "max_row_shifts": config.row_shifts,
-            "chunk_k": min(spec.max_k, config.max_k),
+            "dsp_chunk_units": dspbounds.chunk_units(spec) if config.dsp else None,
+            "dsp_chunk_k_worst": dspbounds.chunk_units(spec) >> (spec.groups - 1) if config.dsp else None,
             "accumulator_bits_at_max_k": accumulator_bits(spec.a, spec.b, config.max_k, spec.groups - 1),
         },
         "latency_cycles": {
             "sequencer_to_array": 1 + READ_LATENCY,
-            "array": edge + stages(spec) + 1,
+            "array": EDGE + DATA_LATENCY if config.dsp else edge + stages(spec) + 1,
             "rescaling": pipeline + 1,
         },
         "throughput": {
@@ -101,7 +110,8 @@ def run_icarus(folder: Path, timeout: float = 600.0) -> list[int] | None:
     """Run the testbench of `folder`: cycles of each job, or None without Icarus. RuntimeError where it fails."""
     if shutil.which("iverilog") is None:
         return None
-    build = ["iverilog", "-g2005", "-o", "tb.vvp", "-s", "tb", "tb.v", f"{TOP}.v"]
+    sources = sorted(path.name for path in folder.glob("*.v"))
+    build = ["iverilog", "-g2012", "-o", "tb.vvp", "-s", "tb", *sources]
     compiled = subprocess.run(build, cwd=folder, capture_output=True, text=True, timeout=timeout)
     if compiled.returncode:
         raise RuntimeError(f"iverilog: {compiled.stderr[-2000:]}")
@@ -113,14 +123,41 @@ def run_icarus(folder: Path, timeout: float = 600.0) -> list[int] | None:
     return [int(c) for c in re.findall(r"^job \d+ cycles (\d+)$", run.stdout, re.M)]
 
 
+def dsp_model() -> str:
+    """yosys' own model of the DSP48E1, for simulation."""
+    import pyosys
+
+    source = (Path(str(pyosys.__file__)).parent / "share" / "xilinx" / "cells_sim.v").read_text()
+    found = re.search(r"module DSP48E1\b.*?\nendmodule", source, re.S)
+    if found is None:
+        raise RuntimeError("this version of pyosys brings no model of the DSP48E1")
+    return f"`timescale 1ns/1ps\n{found.group(0)}\n"
+
+
+def verilog(core: GemmCore) -> str:
+    """The core with continuous assignments for its processes.
+
+    These have values from time 0 on; an `always @*` waits for a first change, and what it drives is unknown until then.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        (path / "in.il").write_text(to_rtlil(core, TOP))
+        run_yosys(
+            ["read_rtlil in.il", "proc -norom", "memory_collect", "opt_clean", "write_verilog -noattr out.v"], path
+        )
+        return (path / "out.v").read_text()
+
+
 def generate(config: GemmConfig, out: Path, sizes: tuple[int, int, int], target: str, run: bool = True) -> dict:
     """Fill `out`; -> the manifest. BoundError before anything is written."""
     config.require(*sizes)
     todo = jobs(config, *sizes)
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{TOP}.v").write_text(to_verilog(GemmCore(config), TOP))
+    (out / f"{TOP}.v").write_text(verilog(GemmCore(config, default_array(config, primitive=target == "xc7"))))
     for name, text in testbench.files(config, todo, TOP).items():
         (out / name).write_text(text)
+    if config.dsp:
+        (out / "dsp48e1_sim.v").write_text(dsp_model())
     cycles = run_icarus(out) if run else None
     facts = manifest(config, sizes, target, cycles)
     (out / "manifest.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -138,7 +175,7 @@ def readme(config: GemmConfig, facts: dict) -> str:
     registers = "\n".join(f"| 0x{offset:02x} | {name} |" for name, offset in REGISTERS.items())
     return f"""# {TOP}: {spec.variant}, {spec}, {config.rows} x {config.cols}
 
-acc[m, n] = sum_k a[m, k] b[k, n] 2^left[k], {spec.acc_bits}-bit accumulators; K at most {facts["bounds"]["chunk_k"]}.
+acc[m, n] = sum_k a[m, k] b[k, n] 2^left[k], {spec.acc_bits}-bit accumulators; K at most {config.max_k}.
 `manifest.json` holds every width, bound and latency. The core has not been placed and routed.
 
 ```verilog
@@ -163,5 +200,6 @@ until tlast. START reads as status: 1 busy, 2 done, 4 refused (sizes beyond the 
 {registers}
 
 {t["sizes_mnk"]} (M, N, K): {t["ideal_cycles"]} cycles ideal, {measured}.
-Testbench: `iverilog -g2005 -s tb -o tb.vvp tb.v {TOP}.v && vvp -n tb.vvp` prints PASS.
+Testbench: `iverilog -g2012 -s tb -o tb.vvp *.v && vvp -n tb.vvp` prints PASS.
+{"dsp48e1_sim.v is a model for simulation (from yosys): leave it out of synthesis." if config.dsp else ""}
 """

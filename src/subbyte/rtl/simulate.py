@@ -16,7 +16,7 @@ from torch import Tensor
 from ..numerics import IntFormat
 from . import gemmconfig
 from .beats import a_beats, b_beats, matrix
-from .gemm import GemmCore
+from .gemm import GemmCore, default_array
 from .gemmconfig import REGISTERS, GemmConfig
 from .l1norm import L1Norm
 from .product import Product
@@ -113,7 +113,7 @@ def gemm(config: GemmConfig, product: Product, stall: float = 0.0, seed: int = 0
     """One product on a GemmCore. BoundError where the core cannot hold it. array: as in GemmCore."""
     product.require(config)
     m, n, k = product.sizes
-    dut = GemmCore(config, array)
+    dut = GemmCore(config, array or default_array(config, primitive=False))
     streams = Streams(dut, stall, seed)
     words: list[int] = []
     result: dict[str, int] = {}

@@ -1,8 +1,7 @@
 """The self-checking testbench beside a generated core: Verilog text, and vectors as hex files for $readmemh.
 
 Each job is a Product: its registers are written over AXI4-Lite, its beats sent, each output word compared with the
-Python reference as it comes. Jobs with stalls pause every stream at random. Plain Verilog-2001 plus $random, for Icarus
-(-g2005). It prints PASS or FAIL last.
+Python reference as it comes. Jobs with stalls pause every stream at random. It prints PASS or FAIL last.
 """
 
 from __future__ import annotations

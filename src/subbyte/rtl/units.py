@@ -14,7 +14,8 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from .array import Array
-from .dsptile import DspTile, chunk_units, field_bits
+from .dspbounds import chunk_units, field_bits
+from .dsptile import DspTile
 from .element import ProcessingElement
 from .multiplier import multiply
 from .spec import MULTIPLIERS, VARIANTS, BoundError, Spec, spec_for
