@@ -71,7 +71,7 @@ if lib is not None:
 
 
 def function(name: str, *arguments: type) -> Callable[..., bytes | None]:
-    """The exported kernel `name` with these argument types; it returns the name of what ran. RuntimeError without it."""
+    """The exported kernel `name` with these argument types; returning the name of what ran. RuntimeError without it."""
     if lib is None:
         raise RuntimeError(reason)
     entry = getattr(lib, name)
