@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from . import units
@@ -16,6 +17,8 @@ SIDE = 8
 LANES = 32
 PIPELINED = (0, 1, 2, 3)
 
+Make = Callable[[], Any]
+
 SECTIONS = {
     "array": f"{SIDE} x {SIDE} output-stationary array, LUT fabric only",
     "array-dsp": f"{SIDE} x {SIDE} array with DSP48E1",
@@ -27,25 +30,23 @@ SECTIONS = {
 
 @dataclass(frozen=True)
 class Case:
-    """One row. plain: the case that its overhead is counted over; fp16, fp32: the FP16 units of the same section.
-
-    quick: small enough for a test of seconds.
-    """
+    """One row. macs: multiply-accumulates a cycle; plain: the case that its overhead is counted over."""
 
     name: str
     label: str
-    make: Callable[[], Any]
+    make: Make
     macs: int
     plain: str = ""
     dsp: bool = False
     delay: bool = True
-    quick: bool = False
 
     @property
     def section(self) -> str:
         """The part of the name before the first slash."""
         return self.name.split("/")[0]
 
+
+FP8 = {"fp8-e4m3": E4M3, "fp8-e5m2": E5M2}
 
 FP16_ROWS = {"fp16": ("fp16-fp16-serial", "fp16-fp16-pipelined"), "fp32": ("fp16-fp32-serial", "fp16-fp32-pipelined")}
 """Rows that "FP16 -> fp16" and "FP16 -> fp32" stand for; a comparison takes the one with fewer LUTs."""
@@ -57,24 +58,48 @@ def cases() -> dict[str, Case]:
     return {case.name: case for case in rows}
 
 
-def _float(operand: FloatFormat, total: FloatFormat, cuts: tuple[int, ...], fabric: bool, registered: bool) -> Any:
-    return FloatElement(operand, total, cuts, fabric, registered)
+def _element(bits: int, variant: str, groups: int, lanes: int = 1, multiplier: str = "booth") -> Any:
+    return units.element(units.spec_for(bits, groups, variant, lanes=lanes, multiplier=multiplier))
 
 
-def _float_rows(prefix: str, fabric: bool, formats: dict[str, FloatFormat]) -> list[tuple[str, str, Any]]:
-    """(name, label, registered -> element) of each operand format, accumulator and pipelining."""
-    rows: list[tuple[str, str, Any]] = []
+def _array(bits: int, variant: str, groups: int, multiplier: str = "booth") -> Any:
+    return units.array(units.spec_for(bits, groups, variant, multiplier=multiplier), SIDE, SIDE)
+
+
+def _tile(bits: int, variant: str, groups: int) -> Any:
+    return units.dsp_tile(units.spec_for(bits, groups, variant), SIDE, SIDE)
+
+
+def _float_array(operand: FloatFormat, total: FloatFormat, cuts: tuple[int, ...], fabric: bool) -> Any:
+    return BaselineArray(partial(FloatElement, operand, total, cuts, fabric, registered=False), SIDE, SIDE)
+
+
+def _integer_name(bits: int, variant: str, groups: int) -> str:
+    return f"INT{bits} plain" if variant == "plain" else f"ShiftMM INT{bits} {variant}, {groups} groups"
+
+
+def _suffix(variant: str) -> str:
+    return "" if variant == "plain" else f"-{variant}"
+
+
+def _groups(variant: str) -> int:
+    return 1 if variant == "plain" else GROUPS
+
+
+def _float_rows(
+    section: str, make: Callable[..., Any], fabric: bool, formats: dict[str, FloatFormat], macs: int
+) -> list[Case]:
+    """A row for each operand format, accumulator and pipelining; make(operand, total, cuts, fabric)."""
+    dsp = not fabric
+    rows = []
     for name, operand in formats.items():
         totals = {"fp16": FP16, "fp32": FP32} if operand == FP16 else {"fp32": FP32}
         for total_name, total in totals.items():
             for form, cuts in (("serial", ()), ("pipelined", PIPELINED)):
-                rows.append(
-                    (
-                        f"{prefix}/{name}-{total_name}-{form}",
-                        f"{name.upper()} -> {total_name}, {form}",
-                        lambda registered, o=operand, t=total, c=cuts: _float(o, t, c, fabric, registered),
-                    )
-                )
+                label = f"{name.upper()} → {total_name}, {form}" + ", 1 MAC a DSP" * (dsp and macs > 1)
+                case = f"{section}/{name}-{total_name}-{form}"
+                build = partial(make, operand, total, cuts, fabric)
+                rows.append(Case(case, label, build, macs, f"{section}/int6", dsp, delay=macs == 1))
     return rows
 
 
@@ -82,123 +107,57 @@ def _arrays() -> list[Case]:
     rows = []
     for bits in (4, 6, 8):
         plain = f"array/int{bits}"
-        rows.append(
-            Case(plain, f"INT{bits} plain", lambda b=bits: units.array(units.spec_for(b), SIDE, SIDE), SIDE**2, plain)
-        )
-        for variant in ("horner", "folded", "product"):
-            rows.append(
-                Case(
-                    f"{plain}-{variant}",
-                    f"ShiftMM INT{bits} {variant}, {GROUPS} groups",
-                    lambda b=bits, v=variant: units.array(units.spec_for(b, GROUPS, v), SIDE, SIDE),
-                    SIDE**2,
-                    plain,
-                )
-            )
-    for name, label, make in _float_rows("array", True, {"fp16": FP16}):
-        array = lambda make=make: BaselineArray(lambda: make(False), SIDE, SIDE)  # noqa: E731
-        rows.append(Case(name, label, array, SIDE**2, "array/int6", delay=False))
-    return rows
+        for variant in ("plain", "horner", "folded", "product"):
+            groups = _groups(variant)
+            build = partial(_array, bits, variant, groups)
+            rows.append(Case(plain + _suffix(variant), _integer_name(bits, variant, groups), build, SIDE**2, plain))
+    return rows + _float_rows("array", _float_array, True, {"fp16": FP16}, SIDE**2)
 
 
 def _tiles() -> list[Case]:
     rows = []
     for bits in (4, 6):
         plain = f"array-dsp/int{bits}-tile"
-        note = "2 MAC a DSP, int32 accumulators included"
-        rows.append(
-            Case(
-                plain,
-                f"INT{bits} plain, {note}",
-                lambda b=bits: units.dsp_tile(units.spec_for(b), SIDE, SIDE),
-                SIDE**2,
-                plain,
-                dsp=True,
-            )
-        )
-        for variant in ("folded", "horner"):
-            rows.append(
-                Case(
-                    f"{plain}-{variant}",
-                    f"ShiftMM INT{bits} {variant}, {GROUPS} groups, {note}",
-                    lambda b=bits, v=variant: units.dsp_tile(units.spec_for(b, GROUPS, v), SIDE, SIDE),
-                    SIDE**2,
-                    plain,
-                    dsp=True,
-                )
-            )
+        for variant in ("plain", "folded", "horner"):
+            groups = _groups(variant)
+            label = f"{_integer_name(bits, variant, groups)}, 2 MAC a DSP, int32 accumulators included"
+            build = partial(_tile, bits, variant, groups)
+            rows.append(Case(plain + _suffix(variant), label, build, SIDE**2, plain, dsp=True))
+    plain = "array-dsp/int6"
     for variant in ("plain", "folded"):
-        groups = 1 if variant == "plain" else GROUPS
-        rows.append(
-            Case(
-                "array-dsp/int6" + ("" if variant == "plain" else "-folded"),
-                ("INT6 plain" if variant == "plain" else f"ShiftMM INT6 folded, {GROUPS} groups") + ", 1 MAC a DSP",
-                lambda g=groups, v=variant: units.array(units.spec_for(6, g, v, multiplier="inferred"), SIDE, SIDE),
-                SIDE**2,
-                "array-dsp/int6",
-                dsp=True,
-            )
-        )
-    for name, label, make in _float_rows("array-dsp", False, {"fp16": FP16}):
-        array = lambda make=make: BaselineArray(lambda: make(False), SIDE, SIDE)  # noqa: E731
-        rows.append(Case(name, label + ", 1 MAC a DSP", array, SIDE**2, "array-dsp/int6", dsp=True, delay=False))
-    return rows
+        groups = _groups(variant)
+        label = f"{_integer_name(6, variant, groups)}, 1 MAC a DSP"
+        build = partial(_array, 6, variant, groups, "inferred")
+        rows.append(Case(plain + _suffix(variant), label, build, SIDE**2, plain, dsp=True))
+    return rows + _float_rows("array-dsp", _float_array, False, {"fp16": FP16}, SIDE**2)
 
 
 def _elements() -> list[Case]:
     rows = []
     for bits in (4, 6, 8):
         plain = f"element/int{bits}"
-        rows.append(
-            Case(plain, f"INT{bits} plain", lambda b=bits: units.element(units.spec_for(b)), 1, plain, quick=bits == 6)
-        )
-        for variant, groups in (("horner", 4), ("folded", 4), ("product", 4), ("product", 2), ("product", 8)):
-            if groups != 4 and bits != 6:
-                continue
-            rows.append(
-                Case(
-                    f"{plain}-{variant}" + ("" if groups == 4 else f"-g{groups}"),
-                    f"ShiftMM INT{bits} {variant}, {groups} groups"
-                    + (", shifter at the edge not counted" if variant == "folded" else ""),
-                    lambda b=bits, v=variant, g=groups: units.element(units.spec_for(b, g, v)),
-                    1,
-                    plain,
-                    quick=bits == 6 and variant == "horner",
-                )
-            )
-    formats = {"fp16": FP16, "bf16": BF16, "fp8-e4m3": E4M3, "fp8-e5m2": E5M2}
-    for name, label, make in _float_rows("element", True, formats):
-        rows.append(Case(name, label, lambda make=make: make(True), 1, "element/int6"))
-    for label, fmt, bits in (("E4M3", E4M3, 48), ("E5M2", E5M2, 78)):
-        rows.append(
-            Case(
-                f"element/fp8-{label.lower()}-fixed",
-                f"FP8-{label} -> exact {bits}-bit fixed point",
-                lambda f=fmt, b=bits: FixedElement(f, b),
-                1,
-                "element/int6",
-            )
-        )
+        for variant in ("plain", "horner", "folded", "product"):
+            groups = _groups(variant)
+            label = _integer_name(bits, variant, groups) + ", edge shifter not counted" * (variant == "folded")
+            rows.append(Case(plain + _suffix(variant), label, partial(_element, bits, variant, groups), 1, plain))
+    for groups in (2, 8):
+        build, label = partial(_element, 6, "product", groups), _integer_name(6, "product", groups)
+        rows.append(Case(f"element/int6-product-g{groups}", label, build, 1, "element/int6"))
+    rows += _float_rows("element", FloatElement, True, {"fp16": FP16, "bf16": BF16, **FP8}, 1)
+    for (name, fmt), bits in zip(FP8.items(), (48, 78)):
+        label = f"{name.upper()} → exact {bits}-bit fixed point"
+        rows.append(Case(f"element/{name}-fixed", label, partial(FixedElement, fmt, bits), 1, "element/int6"))
     return rows
 
 
 def _dsp_elements() -> list[Case]:
     rows = []
     for variant in ("plain", "horner", "folded", "product"):
-        groups = 1 if variant == "plain" else GROUPS
-        rows.append(
-            Case(
-                "element-dsp/int6" + ("" if variant == "plain" else f"-{variant}"),
-                "INT6 plain" if variant == "plain" else f"ShiftMM INT6 {variant}, {groups} groups",
-                lambda g=groups, v=variant: units.element(units.spec_for(6, g, v, multiplier="inferred")),
-                1,
-                "element-dsp/int6",
-                dsp=True,
-            )
-        )
-    for name, label, make in _float_rows("element-dsp", False, {"fp16": FP16, "bf16": BF16}):
-        rows.append(Case(name, label, lambda make=make: make(True), 1, "element-dsp/int6", dsp=True))
-    return rows
+        groups = _groups(variant)
+        build = partial(_element, 6, variant, groups, multiplier="inferred")
+        case, label = "element-dsp/int6" + _suffix(variant), _integer_name(6, variant, groups)
+        rows.append(Case(case, label, build, 1, "element-dsp/int6", dsp=True))
+    return rows + _float_rows("element-dsp", FloatElement, False, {"fp16": FP16, "bf16": BF16}, 1)
 
 
 def _dots() -> list[Case]:
@@ -206,26 +165,19 @@ def _dots() -> list[Case]:
     for bits in (4, 6, 8):
         plain = f"dot/int{bits}"
         for variant in ("plain", "horner", "tree"):
-            groups = 1 if variant == "plain" else GROUPS
-            rows.append(
-                Case(
-                    plain + ("" if variant == "plain" else f"-{variant}"),
-                    f"INT{bits} plain" if variant == "plain" else f"ShiftMM INT{bits} {variant}, {groups} groups",
-                    lambda b=bits, v=variant, g=groups: units.dot(units.spec_for(b, g, v, lanes=LANES)),
-                    LANES,
-                    plain,
-                )
-            )
-    scaled: list[tuple[str, str, Callable[[], Any], int]] = [
-        ("mxint6", "MXINT6 (block scale 2^n) -> fp32", lambda: ScaledDot(LANES, 6), 6),
-        ("mxint8", "MXINT8 (block scale 2^n) -> fp32", lambda: ScaledDot(LANES, 8), 8),
-        ("mxfp4", "MXFP4 E2M1 (block scale 2^n) -> fp32", lambda: ScaledDot(LANES, 4, "fp4"), 4),
-        ("int4-fp16", "INT4, an FP16 scale for each group -> fp32", lambda: ScaledDot(LANES, 4, "int", "fp16"), 4),
-        ("int6-fp16", "INT6, an FP16 scale for each group -> fp32", lambda: ScaledDot(LANES, 6, "int", "fp16"), 6),
-    ]
-    rows += [Case(f"dot/{name}", label, make, LANES, f"dot/int{bits}") for name, label, make, bits in scaled]
-    fused = {"fp8-e4m3": E4M3, "fp8-e5m2": E5M2, "bf16": BF16, "fp16": FP16}
-    for name, fmt in fused.items():
-        make = lambda f=fmt: FusedFloatDot(LANES, f)  # noqa: E731
-        rows.append(Case(f"dot/{name}-fused", f"{name.upper()} fused -> fp32", make, LANES, "dot/int6"))
+            groups = _groups(variant)
+            build = partial(_element, bits, variant, groups, LANES)
+            rows.append(Case(plain + _suffix(variant), _integer_name(bits, variant, groups), build, LANES, plain))
+    for bits in (6, 8):
+        build = partial(ScaledDot, LANES, bits)
+        rows.append(Case(f"dot/mxint{bits}", f"MXINT{bits} (block scale 2^n) → fp32", build, LANES, f"dot/int{bits}"))
+    build = partial(ScaledDot, LANES, 4, "fp4")
+    rows.append(Case("dot/mxfp4", "MXFP4 E2M1 (block scale 2^n) → fp32", build, LANES, "dot/int4"))
+    for bits in (4, 6):
+        build = partial(ScaledDot, LANES, bits, "int", "fp16")
+        label = f"INT{bits}, FP16 scales for each group → fp32"
+        rows.append(Case(f"dot/int{bits}-scaled", label, build, LANES, f"dot/int{bits}"))
+    for name, fmt in {**FP8, "bf16": BF16, "fp16": FP16}.items():
+        label = f"{name.upper()} fused → fp32"
+        rows.append(Case(f"dot/{name}-fused", label, partial(FusedFloatDot, LANES, fmt), LANES, "dot/int6"))
     return rows

@@ -170,11 +170,9 @@ def default_cache() -> Path:
     return Path(chosen) if chosen else base / "subbyte" / "rtl"
 
 
-def cached(folder: Path | None, parts: Sequence[str]) -> Path | None:
-    """The cache file of something made from `parts` (circuit, commands, tool version), or None without a cache."""
-    if folder is None:
-        return None
-    return folder / (hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32] + ".json")
+def cache_key(*parts: str) -> str:
+    """The name under which something made from `parts` (circuit, commands, tool version) is kept."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -185,21 +183,43 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(f.name, path)
 
 
-def synth_xc7(component: Any, dsp: bool = False, delay: bool = True, cache: Path | None = None) -> Resources:
-    """Map a circuit to 7-series cells and count them; dsp=False keeps multiplications in the LUT fabric.
+@dataclass(frozen=True)
+class Synthesis:
+    """A circuit and how it is to be mapped; dsp=False keeps multiplications in the LUT fabric.
 
-    With a cache folder, a circuit that was counted before by the same tool and flow is not mapped again: the key is
-    the hash of the circuit's text, which the Verilog is written from, of the commands, and of the tool's version.
+    key   hash of the circuit's text (which the Verilog is written from), the flow's commands and the tool's version:
+          equal keys, equal counts
     """
-    design, commands = to_rtlil(component), xc7_commands(dsp, delay, netlist=False)
-    entry = cached(cache, [design, *commands, tool_version()])
-    if entry is not None and entry.exists():
-        return Resources(**json.loads(entry.read_text()))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)
-        (path / "in.il").write_text(design)
-        run_yosys(commands, path)
-        resources = _read_counts(path, delay)
-    if entry is not None:
-        write_atomically(entry, json.dumps(asdict(resources)))
-    return resources
+
+    design: str
+    dsp: bool = False
+    delay: bool = True
+
+    @property
+    def commands(self) -> list[str]:
+        """The flow."""
+        return xc7_commands(self.dsp, self.delay, netlist=False)
+
+    @property
+    def key(self) -> str:
+        """The name of the result."""
+        return cache_key(self.design, *self.commands, tool_version())
+
+    def run(self, cache: Path | None = None) -> Resources:
+        """Map and count, unless the cache folder holds the counts already."""
+        entry = cache / f"{self.key}.json" if cache else None
+        if entry is not None and entry.exists():
+            return Resources(**json.loads(entry.read_text()))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder)
+            (path / "in.il").write_text(self.design)
+            run_yosys(self.commands, path)
+            resources = _read_counts(path, self.delay)
+        if entry is not None:
+            write_atomically(entry, json.dumps(asdict(resources)))
+        return resources
+
+
+def synth_xc7(component: Any, dsp: bool = False, delay: bool = True, cache: Path | None = None) -> Resources:
+    """Map a circuit to 7-series cells and count them; with a cache folder, at most once."""
+    return Synthesis(to_rtlil(component), dsp, delay).run(cache)
