@@ -1,4 +1,4 @@
-"""The integer-only mode: what numerics.py rounds through floats, in integers alone. NORMATIVE, and what the RTL computes.
+"""The integer-only mode: what numerics.py rounds through floats, in integers alone. NORMATIVE; the RTL computes it.
 
 Every scale is a power of two, so that a change of scale is one rounding right shift of an accumulator:
 
@@ -73,8 +73,8 @@ def l1_statistics(q: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, int]:
 def l1_reciprocal(spread: Tensor, n: int) -> Tensor:
     """floor((n << P + 14 - k) / (c A >> k)) ~ 2^P n / (c A), k = ceil(log2 n), P = RECIPROCAL_BITS + k; int64.
 
-    One integer division for each statistic, 55 bits by 63. The floor of n^2 / 2^7 under A plays eps: only a channel whose
-    mean deviation is below 2^-7 of a step, a constant one, is divided by that. ValueError for n > MAX_COUNT.
+    One integer division for each statistic, 55 bits by 63. The floor of n^2 / 2^7 under A plays eps: only a channel
+    whose mean deviation is below 2^-7 of a step, a constant one, is divided by that. ValueError for n > MAX_COUNT.
     """
     if n > MAX_COUNT:
         raise ValueError(f"an integer statistic covers at most {MAX_COUNT} elements, not {n}: c A must fit 63 bits")
