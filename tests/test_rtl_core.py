@@ -26,7 +26,7 @@ from subbyte.rtl.array import slot_ports
 from subbyte.rtl.cli import app
 from subbyte.rtl.element import stages
 from subbyte.rtl.gemm import GemmCore
-from subbyte.rtl.gemmconfig import STATUS_REFUSED, GemmConfig
+from subbyte.rtl.gemmconfig import FLAG_ROW_SHIFTS, STATUS_REFUSED, GemmConfig
 from subbyte.rtl.product import Product, Requantize, random_product
 from subbyte.rtl.spec import BoundError, Spec, spec_for
 from subbyte.rtl.threefry import LATENCY, Threefry
@@ -65,10 +65,11 @@ def test_products_with_stalls_on_every_stream(name):
     check(CORES[name], random_product(CORES[name], 3, 5, 13, seed=3), stall=0.3)
 
 
+@pytest.mark.parametrize("large", [60, 33], ids=["34 x 8", "33 x 8 + 8"])
 @pytest.mark.parametrize("name", ["dsp-horner", "dsp-folded"])
-def test_dsp_core_cuts_chunks_of_extremes(name):
-    """Every product at its largest: 34 of them fill a chunk's low field, the next begins another chunk."""
-    left = torch.full((60,), 3)
+def test_dsp_core_cuts_chunks_of_extremes(name, large):
+    """Every product at its largest: 272 units of 2^left fill a chunk's low field, the next begins another chunk."""
+    left = torch.where(torch.arange(60) < large, 3, 0)
     check(CORES[name], Product(torch.full((2, 60), 31), torch.full((60, 2), -31), left))
 
 
@@ -97,6 +98,9 @@ def test_requantized_outputs_with_a_shift_for_each_row(stream):
     config = GemmConfig(HORNER, 2, 2, 16, 6, 6, stochastic=stream is not None)
     rescale = Requantize(IntFormat(6), 5, torch.tensor([0, 3, 1, 2, 58]), stream)
     check(config, random_product(config, 5, 3, 11, rescale, seed=4), stall=0.2)
+
+
+TOO_MANY_ROWS = {"FLAGS": FLAG_ROW_SHIFTS, "M_PANELS": 33}
 
 
 class EmptyArray(wiring.Component):
@@ -141,7 +145,13 @@ def test_sizes_beyond_the_buffers_are_refused_by_generator_and_circuit():
     streams = simulate.Streams(dut)
 
     async def bench(ctx):
-        for values in ({"SLOTS": 17}, {"SLOTS": 0}, {"SLOTS": 16, "N_PANELS": 4}, {"N_PANELS": 3, "M_PANELS": 0}):
+        for values in (
+            {"SLOTS": 17},
+            {"SLOTS": 0},
+            {"SLOTS": 16, "N_PANELS": 4},
+            {"N_PANELS": 3, "M_PANELS": 0},
+            TOO_MANY_ROWS,
+        ):
             for name, value in ({"M_PANELS": 1, "N_PANELS": 1} | values).items():
                 await simulate.write_register(ctx, dut, name, value)
             await simulate.write_register(ctx, dut, "START", 1)
@@ -183,6 +193,10 @@ def test_quantizer_equals_integer_requantize(stream):
     value[:8] = torch.tensor([(1 << 31) - 1, -(1 << 31), 1 << 15, 3 << 15, -(1 << 15), (1 << 15) + 1, -1, 0])
     shift = torch.randint(0, 40, (150,), generator=g)
     shift[:8] = 16
+    value[8:12], shift[8:12] = (
+        torch.tensor([1 << 19, (1 << 19) + 1, 3 << 19, (3 << 19) - 1]),
+        20,
+    )  # halves, and not quite
     r16 = None if stream is None else numerics.random_bits16(torch.tensor(stream), 150).long()
     for fmt in (IntFormat(6), IntFormat(8, False)):
         got, cycles = simulate.quantize(value, shift, fmt, stream, stall=0.2 if fmt.signed else 0.0)

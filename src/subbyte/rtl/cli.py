@@ -38,7 +38,7 @@ def gemm(
     stochastic: Annotated[bool, typer.Option(help="Include Threefry for stochastic rounding.")] = True,
     dsp: Annotated[bool, typer.Option(help="Two multiply-accumulates in each DSP48E1: plain, folded, horner.")] = False,
     target: Annotated[str, typer.Option(help="xc7 (Booth multipliers in LUT6) or generic (inferred).")] = "xc7",
-    run: Annotated[bool, typer.Option(help="Run the testbench if Icarus is installed.")] = True,
+    run: Annotated[bool, typer.Option(help="Run the testbench if Icarus or Verilator is installed.")] = True,
 ) -> None:
     """Write a GEMM core: Verilog, self-checking testbench, manifest, README. What it cannot hold is refused."""
     from ..numerics import IntFormat

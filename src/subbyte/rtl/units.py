@@ -13,7 +13,8 @@ from amaranth.hdl import Module, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from .array import Array
+from . import dspbounds
+from .array import Array, slot_ports
 from .dspbounds import chunk_units, field_bits
 from .dsptile import DspTile
 from .element import ProcessingElement
@@ -66,8 +67,10 @@ def dot(spec: Spec) -> ProcessingElement:
 
 
 def array(spec: Spec, rows: int = 8, cols: int = 8) -> Array:
+    slot_ports(spec, rows, cols)  # refuses before Amaranth counts an unused circuit
     return Array(spec, rows, cols)
 
 
 def dsp_tile(spec: Spec, rows: int = 8, cols: int = 8, primitive: bool = True) -> DspTile:
+    dspbounds.require(spec, rows)
     return DspTile(spec, rows, cols, primitive)

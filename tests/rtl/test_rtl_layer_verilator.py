@@ -1,7 +1,7 @@
-"""A quantized linear layer step of a real size, forward and both gradients, on an 8 x 8 core in Icarus: int4 and int6.
+"""A quantized linear layer step of a real size, forward and both gradients, on an 8 x 8 core in Verilator: int4, int6.
 
 Bit for bit against the reference of rtl_layer_step.py, and at least 85 % of R C multiply-accumulates a cycle. The small
-step that every test run simulates, with quantizer and L1 norm, is tests/test_rtl_layer.py. About three minutes a case.
+step that every test run simulates, with quantizer and L1 norm, is tests/test_rtl_layer.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def test_layer_step_of_a_real_size(bits, tmp_path):
     for name, text in testbench.files(config, jobs, generate.TOP).items():
         (tmp_path / name).write_text(text)
     (tmp_path / f"{generate.TOP}.v").write_text(generate.verilog(GemmCore(config)))
-    for (product, want), cycles in zip(products.values(), generate.run_icarus(tmp_path) or [], strict=True):
+    for (product, want), cycles in zip(products.values(), generate.run_verilator(tmp_path), strict=True):
         assert torch.equal(product.expected(), want)
         share = config.ideal_cycles(*product.sizes) / cycles
         print(f"int{bits} {product.sizes}: {cycles} cycles, {share:.1%} of the ideal")
