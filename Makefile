@@ -20,6 +20,7 @@ setup: $(STAMP) ## Make .venv with everything that development needs
 
 # Made again when the build changes. torch comes first and pinned: the version that results were measured with.
 $(STAMP): pyproject.toml $(wildcard hatch_build.py csrc/* csrc/*/*)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "subbyte needs Python 3.10 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"

@@ -37,13 +37,15 @@ def command(
         where = {"run": str(run), "checkpoint": checkpoint, "epoch": progress.epoch, "step": progress.step}
         typer.echo(json.dumps({**where, **evaluation.to_dict()}, indent=2))
     else:
-        make_console().print(_table(evaluation, f"{run}, {checkpoint} checkpoint, {evaluation.images:,} test images"))
+        console = make_console()
+        console.print(f"{run}, {checkpoint} checkpoint", highlight=False, markup=False, soft_wrap=True)
+        console.print(_table(evaluation))
 
 
-def _table(evaluation: Evaluation, title: str) -> Table:
+def _table(evaluation: Evaluation) -> Table:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("")
     table.add_column("images", justify="right")
     table.add_column("value", justify="right")

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+_BAR_WIDTH = 12  # so that the whole line fits into 80 columns
 _LINE_SECONDS = 60.0  # off a terminal, how often a line tells that a long epoch goes on
 
 
@@ -26,10 +27,10 @@ class Display:
         if console.is_terminal:
             self._bar = Progress(
                 TextColumn("epoch {task.fields[epoch]}/" + str(epochs)),
-                BarColumn(bar_width=None),
+                BarColumn(bar_width=_BAR_WIDTH),
                 MofNCompleteColumn(),
-                TextColumn("loss {task.fields[loss]:.4f}  acc {task.fields[accuracy]:.2%}"),
-                TextColumn("{task.fields[speed]:.0f} images/s  ETA"),
+                TextColumn("loss {task.fields[loss]:.3f} acc {task.fields[accuracy]:.1%}"),
+                TextColumn("{task.fields[speed]:.0f} images/s ETA"),
                 TimeRemainingColumn(),
                 console=console,
                 transient=True,

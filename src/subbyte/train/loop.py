@@ -120,7 +120,6 @@ class Run:
         self.progress = Progress()
         self._batches()  # refuses an impossible augmentation now, before a folder is made
         self.saved_at = time.monotonic()
-        self.begun_at = time.monotonic()
         self.seconds_before = 0.0
 
     # Saving and restoring
@@ -170,7 +169,7 @@ class Run:
         self.saved_at = time.monotonic()
 
     def _seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self.begun_at
+        return self.seconds_before + time.monotonic() - self.switch.started
 
     # Training
 
