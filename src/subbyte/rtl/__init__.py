@@ -2,7 +2,7 @@
 
   spec.py         what a unit is: formats, groups, variant, accumulator; its bounds, and the refusals that quote them
   units.py        the constructors: multiplier, processing element, array, dot unit, DSP48E1 tile
-  gemm.py         the matrix product around an array, from sequencer.py, operands.py, collector.py, requantizer.py, axi.py
+  gemm.py         the matrix product around an array: sequencer.py, operands.py, collector.py, requantizer.py, axi.py
   product.py      one product: what a core is asked for, and what it must answer by numerics and integer
   quantizer.py    stochastic rounding with numerics' Threefry; threefry.py
   l1norm.py       integer L1 normalization
