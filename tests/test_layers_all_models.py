@@ -168,6 +168,23 @@ def test_frozen_layers_pass_gradients_and_keep_their_weights(name):
     assert all(p.grad is None for p in layer.parameters())
 
 
+@pytest.mark.parametrize(
+    ("between", "last"),
+    [
+        (nn.MaxPool3d(2), nn.Conv3d(4, 2, 2)),
+        (nn.AvgPool3d(2), nn.ConvTranspose3d(4, 2, 2)),
+        (nn.ReflectionPad2d(1), nn.ConvTranspose2d(4, 2, 2)),
+        (nn.AdaptiveMaxPool1d(4), nn.Conv1d(4, 2, 2)),
+        (nn.PixelShuffle(2), nn.Conv2d(1, 2, 2)),
+    ],
+)
+def test_inputs_behind_a_relu_and_what_keeps_signs_are_unsigned(between, last):
+    model = sb.quantize_(nn.Sequential(nn.ReLU(), between, last), "int8")
+    assert not model[2].scheme.activation.signed
+    model = sb.quantize_(nn.Sequential(nn.Tanh(), copy.deepcopy(between), type(last)(4, 2, 2)), "int8")
+    assert model[2].scheme.activation.signed
+
+
 # ------------------------------------------------------------------------------------------------------------ LoRA
 
 
