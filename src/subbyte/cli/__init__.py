@@ -1,4 +1,4 @@
-"""The command line: `subbyte train | eval | predict | inspect | schemes | doctor | demo`.
+"""The command line: `subbyte train | eval | predict | inspect | schemes | doctor | demo | rtl`.
 
 Each command is the function `command` of one file of this package, and imports what it needs when it is called: --help
 need not wait for the training code.
@@ -12,6 +12,8 @@ import typer
 
 from subbyte.cli import demo, doctor, evaluate, inspect, predict, schemes, train
 from subbyte.cli.errors import friendly
+from subbyte.rtl import resources_report
+from subbyte.rtl.cli import app as rtl
 
 app = typer.Typer(
     name="subbyte",
@@ -50,3 +52,6 @@ for _name, _module in {
     "demo": demo,
 }.items():
     app.command(_name)(friendly(_module.command))
+
+rtl.command("report")(friendly(resources_report.command))
+app.add_typer(rtl, name="rtl")
