@@ -1,0 +1,43 @@
+"""Quantizers: frozen dataclasses that turn a float tensor into a QTensor. How a scale is chosen is decided only here.
+
+One idea a file; base.py says what all of them share.
+
+Layout shared by all roles, so that an axis means the same everywhere:
+    activation  (B, I) or (N, C, H, W)      axis 0 = samples, axis 1 = the channels that the forward product reduces
+    weight      (O, I) or (O, C, R, S)      axis 0 = output channels, axis 1 = input channels
+    gradient    (B, O) or (N, O, P, Q)      axis 0 = samples, axis 1 = the channels that grad_input reduces
+
+Notation: b bits, Q the largest code, r_k = max |x| in channel k, R = max_k r_k.
+"""
+
+from .absmax import AbsMax, PerChannel
+from .base import (
+    ROUNDINGS,
+    Quantizer,
+    channel_ranges,
+    closest,
+    from_dict,
+    reject_unknown,
+    to_dict,
+    variance_bound,
+)
+from .oracle import GroupOracle, oracle_ranges
+from .shift import ShiftQuant, chosen_exponents, octaves
+
+__all__ = [
+    "ROUNDINGS",
+    "AbsMax",
+    "GroupOracle",
+    "PerChannel",
+    "Quantizer",
+    "ShiftQuant",
+    "channel_ranges",
+    "chosen_exponents",
+    "closest",
+    "from_dict",
+    "octaves",
+    "oracle_ranges",
+    "reject_unknown",
+    "to_dict",
+    "variance_bound",
+]

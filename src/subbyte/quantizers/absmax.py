@@ -1,0 +1,40 @@
+"""AbsMax and PerChannel: the scale is the largest magnitude of a tensor, or of each index of an axis, over Q."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .. import ops
+from .base import Quantizer, channel_ranges
+
+
+@dataclass(frozen=True)
+class AbsMax(Quantizer):
+    """One scale for the tensor: s = R / Q.
+
+    >>> import torch
+    >>> AbsMax(4)(torch.tensor([[1.0, -7.0, 2.6]])).codes.tolist()
+    [[1, -7, 3]]
+    """
+
+    def ranges(self, x: Tensor) -> tuple[Tensor, None, int]:
+        return ops.amax(x, ops.WHOLE), None, 0
+
+
+@dataclass(frozen=True)
+class PerChannel(Quantizer):
+    """One free scale for each index of an axis: s_k = r_k / Q. With axis 0 on a gradient: PSQ, one for each sample.
+
+    Source: PSQ is from Chen et al., "A statistical framework for low-bitwidth training" (StatQuant), arXiv 2010.14298.
+    Along an axis that a product reduces there is no integer product: it is then emulated, and reported as such.
+    """
+
+    axis: int = 0
+
+    def ranges(self, x: Tensor) -> tuple[Tensor, None, int]:
+        return channel_ranges(x, self.axis), None, 0
+
+    def details(self) -> str:
+        return f"axis {self.axis}"

@@ -1,0 +1,128 @@
+"""Quantizer: what all of them share, the registry behind their JSON form, and the range of a channel."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from .. import ops
+from ..numerics import IntFormat, step
+from ..qtensor import QTensor
+
+ROUNDINGS = ("nearest", "stochastic")
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """What every quantizer has: an integer format and a rounding. Subclasses say how the scale is chosen.
+
+    Raises ValueError for bits outside 2..8, an unknown rounding, or a field of another type than declared.
+    """
+
+    bits: int = 8
+    signed: bool = True
+    rounding: str = "nearest"
+
+    registry: ClassVar[dict[str, type[Quantizer]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        Quantizer.registry[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        IntFormat(self.bits, self.signed)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value).__name__.replace("NoneType", "None") not in str(field.type).split(" | "):
+                raise ValueError(f"{type(self).__name__} takes {field.type} as {field.name}, not {value!r}")
+        if self.rounding not in ROUNDINGS:
+            raise ValueError(
+                f"rounding is one of {', '.join(ROUNDINGS)}, not {self.rounding!r}{closest(self.rounding, ROUNDINGS)}"
+            )
+
+    @property
+    def format(self) -> IntFormat:
+        return IntFormat(self.bits, self.signed)
+
+    @property
+    def stochastic(self) -> bool:
+        return self.rounding == "stochastic"
+
+    def __call__(self, x: Tensor, stream: Tensor | None = None) -> QTensor:
+        """Quantize x. stream: int64 scalar tensor (numerics.draw_stream), needed when rounding is stochastic."""
+        if self.stochastic and stream is None:
+            raise ValueError(
+                f"{type(self).__name__} rounds stochastically: it needs a stream (numerics.draw_stream(1)[0])"
+            )
+        r, shift, max_shift = self.ranges(x.detach())
+        codes = ops.quantize(x.detach(), r, shift, stream if self.stochastic else None, self.bits, self.signed)
+        return QTensor(codes, step(r, self.format), self.format, shift, max_shift)
+
+    def ranges(self, x: Tensor) -> tuple[Tensor, Tensor | None, int]:
+        """(r float32 broadcastable to x, shift uint8 or None, max_shift): everything that the codes depend on."""
+        raise NotImplementedError
+
+    def nearest(self) -> Quantizer:
+        """The same quantizer without randomness: what a layer in eval mode uses."""
+        return dataclasses.replace(self, rounding="nearest")
+
+    def details(self) -> str:
+        """What the table of a scheme prints beside bits and rounding."""
+        return ""
+
+    def __str__(self) -> str:
+        parts = [p for p in (self.details(), "stochastic" if self.stochastic else "") if p]
+        return f"{self.format} {type(self).__name__}" + (f"({', '.join(parts)})" if parts else "")
+
+
+def channel_ranges(x: Tensor, axis: int) -> Tensor:
+    """r_k = max |x| for each index k of an axis. ValueError if x has no such axis; a negative one names none."""
+    if not 0 <= axis < x.ndim:
+        raise ValueError(f"a range for each index of axis {axis} needs a tensor that has it, not {tuple(x.shape)}")
+    return ops.amax(x, axis)
+
+
+def variance_bound(q: QTensor) -> Tensor:
+    """The bound sum s^2 / 4 on the variance that stochastic rounding adds to the whole tensor, a float64 scalar.
+
+    Each element's variance is s^2 p (1 - p) <= s^2 / 4, s its effective scale.
+    """
+    return (q.effective_scale().double().square() / 4).expand(q.shape).sum()
+
+
+# --------------------------------------------------------------------------------------------------- serialisation
+
+
+def to_dict(q: Quantizer | None) -> dict[str, Any] | None:
+    """A quantizer as plain data, {"type": name, field: value, ...}; None stays None."""
+    return None if q is None else {"type": type(q).__name__, **dataclasses.asdict(q)}
+
+
+def from_dict(d: dict[str, Any] | None) -> Quantizer | None:
+    """The inverse of to_dict. ValueError for an unknown type or field, with the closest name that exists."""
+    if d is None:
+        return None
+    fields = dict(d)
+    name = fields.pop("type", None)
+    if name not in Quantizer.registry:
+        known = sorted(Quantizer.registry)
+        raise ValueError(f"unknown quantizer {name!r}{closest(str(name), known)}; there are: {', '.join(known)}")
+    cls = Quantizer.registry[name]
+    reject_unknown(fields, [f.name for f in dataclasses.fields(cls)], name)
+    return cls(**fields)
+
+
+def reject_unknown(given: Any, known: list[str], what: str) -> None:
+    """ValueError for a key that `what` does not have, with the closest that it has."""
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{what} has no field {key!r}{closest(key, known)}; it has: {', '.join(known)}")
+
+
+def closest(word: object, known: Any) -> str:
+    """' (did you mean ...?)' or nothing."""
+    match = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""
