@@ -12,6 +12,7 @@ from torch import Tensor
 ran: dict[str, str] = {}
 """op -> the kernel that its last call ran."""
 
+
 def call(op: str, function: Callable, *arguments) -> bool:
     """Call an exported kernel on torch's number of threads and note it in `ran`; False where it does not cover this."""
     name = function(*arguments, torch.get_num_threads())

@@ -20,7 +20,7 @@ PRIORITY = 10
 
 
 def available() -> str:
-    """"" when the library is loaded, otherwise why it is not."""
+    """ "" when the library is loaded, otherwise why it is not."""
     return _native.reason
 
 

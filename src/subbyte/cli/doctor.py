@@ -73,11 +73,16 @@ def _cpu() -> dict[str, str]:
 
     return {
         "machine": platform.machine(),
-        "name": next(_cpuinfo("model name"), platform.processor() or "unknown"),
+        "name": cpu_name(),
         "instruction sets": " ".join(flag for flag in _FLAGS if flag in _cpu_flags()) or "unknown",
         "torch uses": torch.backends.cpu.get_cpu_capability(),
         "threads": f"{torch.get_num_threads()} in an op, {torch.get_num_interop_threads()} between ops",
     }
+
+
+def cpu_name() -> str:
+    """What the system calls this processor."""
+    return next(_cpuinfo("model name"), platform.processor() or "unknown")
 
 
 def _cpuinfo(key: str) -> Iterator[str]:
