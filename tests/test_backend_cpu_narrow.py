@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 import torch
 
@@ -26,3 +28,21 @@ def test_equals_the_reference(bits: int, signed: bool) -> None:
             want = narrow_codes(codes, 8 - bits, bits, signed)
         assert torch.equal(got, want)
         assert got.stride() == want.stride()
+
+
+def test_an_older_library_is_told_and_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    from subbyte.backends import _native, cpu
+
+    def missing() -> None:
+        raise AttributeError("undefined symbol: sb_new")
+
+    before = _native.reason
+    monkeypatch.setattr(importlib, "import_module", lambda name: missing())
+    try:
+        importlib.reload(cpu)
+        assert "older than this package (undefined symbol: sb_new)" in cpu.available()
+    finally:
+        monkeypatch.undo()
+        _native.reason = before
+        importlib.reload(cpu)
+    assert cpu.available() == ""

@@ -24,8 +24,15 @@ def available() -> str:
     return _native.reason
 
 
+def _find_wrappers() -> None:
+    for found in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        if found.name.startswith("_cpu_"):
+            module = importlib.import_module(f"{__package__}.{found.name}")
+            globals().update({f.__name__: f for f in getattr(module, "OPS", ())})
+
+
 if _native.lib is not None:
-    for _found in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        if _found.name.startswith("_cpu_"):
-            _module = importlib.import_module(f"{__package__}.{_found.name}")
-            globals().update({f.__name__: f for f in getattr(_module, "OPS", ())})
+    try:
+        _find_wrappers()
+    except AttributeError as error:  # a checkout that moved on, with the library of an earlier one
+        _native.reason = f"{_native.PATH.name} is older than this package ({error}): run python hatch_build.py"
