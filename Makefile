@@ -34,7 +34,8 @@ test: setup ## Run all tests and the examples in the documentation
 	$(BIN)/python -m pytest --doctest-modules src/subbyte tests
 
 check: setup ## Lint, types, and imports that only point down
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff check src tests scripts
+	$(BIN)/ruff format --check --quiet src tests scripts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
