@@ -13,18 +13,38 @@ from . import nn, numerics, ops, quantizers
 from .convert import dequantize_, float_state_dict, quantize_
 from .numerics import IntFormat, accumulator_bits
 from .observe import arm as observe
-from .qtensor import PackedQTensor, QTensor
-from .quantizers import AbsMax, GroupOracle, PerChannel, Quantizer, ShiftQuant
+from .qtensor import Emulated, PackedQTensor, QTensor
+from .quantizers import (
+    SAWB,
+    AbsMax,
+    BlockHouseholder,
+    GroupOracle,
+    LearnedStep,
+    LogUnbiased,
+    MSEClip,
+    MXInt,
+    PerChannel,
+    Quantizer,
+    ShiftQuant,
+    ZeroPoint,
+)
 from .report import MacCounter, Report, report
 from .scheme import LayerScheme, NormScheme, Scheme
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "SAWB",
     "AbsMax",
+    "BlockHouseholder",
+    "Emulated",
     "GroupOracle",
     "IntFormat",
     "LayerScheme",
+    "LearnedStep",
+    "LogUnbiased",
+    "MSEClip",
+    "MXInt",
     "MacCounter",
     "NormScheme",
     "PackedQTensor",
@@ -34,6 +54,7 @@ __all__ = [
     "Report",
     "Scheme",
     "ShiftQuant",
+    "ZeroPoint",
     "accumulator_bits",
     "dequantize_",
     "float_state_dict",

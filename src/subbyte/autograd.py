@@ -20,13 +20,19 @@ from . import ops
 from .numerics import draw_stream
 from .observe import LayerRecord
 from .ops import ContractError
-from .products import Operand, Products
-from .qtensor import PackedQTensor, QTensor
+from .products import Products
+from .qtensor import Emulated, PackedQTensor, QTensor
 from .quantizers import Quantizer
 from .scheme import LayerScheme
 
+Operand = QTensor | Emulated | Tensor
+"""What a quantizer makes of a tensor; the tensor itself where a role has no quantizer."""
+
 STREAMS = 3
-"""64-bit streams that a layer draws for a forward and its backward: for the gradient, the activation, the weight."""
+"""64-bit streams that a layer draws for a forward and its backward: for the gradient, the activation, the weight.
+
+More samples of the gradient (LayerScheme.gradient_samples) take those after them.
+"""
 
 
 class QuantizedProduct(torch.autograd.Function):
@@ -49,6 +55,9 @@ class QuantizedProduct(torch.autograd.Function):
             y = product(f"{part}output", products.output, products.float_output, qx, qw, bias)
             need_x, need_w = ctx.needs_input_grad[:2]
             saver = Saver()
+            ctx.source_x = saver.keep_source(x, qx, scheme.activation)
+            ctx.source_w = saver.keep_source(w, qw, scheme.weight) if need_w else None
+            need_x = need_x or ctx.source_x is not None
             ctx.x, ctx.w = saver.keep(qx if need_w else None), saver.keep((w if packed else qw) if need_x else None)
             ctx.streams = saver.keep(streams)
             ctx.save_for_backward(*saver.tensors)
@@ -63,17 +72,21 @@ class QuantizedProduct(torch.autograd.Function):
         restore = Restorer(ctx.saved_tensors)
         x, w, streams = restore(ctx.x), restore(ctx.w), restore(ctx.streams)
         need_x, need_w, need_bias = ctx.needs_input_grad[:3]
+        need_x = need_x or ctx.source_x is not None
         (x_shape, x_dtype), (w_shape, w_dtype) = ctx.x_like, ctx.w_like
         grad_x = grad_w = grad_bias = None
         with ops.recording(ctx.record.kernels):
             p, part = ctx.products, ctx.products.part
-            q = quantized(f"{part}gradient", g, ctx.scheme.gradient, streams, 0, ctx.record)
+            samples = gradient_samples(f"{part}gradient", g, ctx.scheme, streams, ctx.record)
             if need_x:
-                grad_x = product(f"{part}grad_input", p.grad_input, p.float_grad_input, q, w, x_shape).to(x_dtype)
+                grad_x = product(f"{part}grad_input", p.grad_input, p.float_grad_input, samples[0], w, x_shape)
+                grad_x = learned(ctx.scheme.activation, restore, ctx.source_x, grad_x).to(x_dtype)
             if need_w:
-                grad_w = product(f"{part}grad_weight", p.grad_weight, p.float_grad_weight, q, x, w_shape).to(w_dtype)
+                name = f"{part}grad_weight"
+                grad_w = mean([product(name, p.grad_weight, p.float_grad_weight, q, x, w_shape) for q in samples])
+                grad_w = learned(ctx.scheme.weight, restore, ctx.source_w, grad_w).to(w_dtype)
             if need_bias:
-                grad_bias = channel_sum(q).to(ctx.bias_dtype)
+                grad_bias = mean([channel_sum(q) for q in samples]).to(ctx.bias_dtype)
         return grad_x, grad_w, grad_bias, None, None, None, None, None
 
 
@@ -82,10 +95,38 @@ def quantized(role: str, x: Tensor, quantizer: Quantizer | None, streams, which:
     if quantizer is None:
         return x
     if quantizer.stochastic and streams is None:  # a layer in eval mode: its forward has drawn nothing
-        streams = draw_stream(STREAMS, x.device)
+        streams = draw_stream(max(STREAMS, which + 1), x.device)
     q = quantizer(x, streams[which] if quantizer.stochastic else None)
     record.measure(role, x, q, quantizer)
     return q
+
+
+def gradient_samples(role: str, g: Tensor, scheme: LayerScheme, streams, record: LayerRecord) -> list[Operand]:
+    """g quantized scheme.gradient_samples times, by independent streams; the first serves every product.
+
+    Products with the weight's gradient are averaged over all (`mean`): rounding then adds 1 / n of the variance. Each
+    is an integer product where that of one sample is. Source: SMP of LUQ, Chmiel et al., arXiv 2112.10769.
+    """
+    which = [0, *range(STREAMS, STREAMS + scheme.gradient_samples - 1)]
+    return [quantized(role, g, scheme.gradient, streams, i, record) for i in which]
+
+
+def mean(samples: list[Tensor]) -> Tensor:
+    """Their sum, in order, over their number."""
+    return samples[0] if len(samples) == 1 else sum(samples[1:], samples[0]) / len(samples)
+
+
+def learned(quantizer: Quantizer | None, restore: Restorer, source: tuple | None, grad: Tensor) -> Tensor:
+    """The gradient as a quantizer that learns passes it on; any other is straight-through."""
+    if source is None or quantizer is None:
+        return grad
+    x, scale = (restore(s) for s in source)
+    return quantizer.backward(x, scale, grad)
+
+
+def kind(q: Operand) -> str:
+    """How what is made of q alone is recorded: "integer", "emulated" or "float"."""
+    return "integer" if isinstance(q, QTensor) else "emulated" if isinstance(q, Emulated) else "float"
 
 
 def product(name: str, integer, emulated, a: Operand, b: Operand, extra) -> Tensor:
@@ -98,7 +139,7 @@ def product(name: str, integer, emulated, a: Operand, b: Operand, extra) -> Tens
         except ContractError:
             ops.note(name, "emulated")
     else:
-        ops.note(name, "float" if not isinstance(a, QTensor) and not isinstance(b, QTensor) else "emulated")
+        ops.note(name, "float" if isinstance(a, Tensor) and isinstance(b, Tensor) else "emulated")
     wide = torch.promote_types(_float_dtype(a), _float_dtype(b))
     a, b = _as_float(a, wide), _as_float(b, wide)
     with torch.autocast(a.device.type, enabled=False):
@@ -107,9 +148,9 @@ def product(name: str, integer, emulated, a: Operand, b: Operand, extra) -> Tens
 
 def channel_sum(g: Operand) -> Tensor:
     """The gradient of a bias: sum of g over all axes but 1. An integer sum of codes, scaled once for each channel."""
-    rest = [i for i in range(g.codes.ndim if isinstance(g, QTensor) else g.ndim) if i != 1]
+    rest = [i for i in range(len(g.shape)) if i != 1]
     if not isinstance(g, QTensor):
-        return g.sum(rest)
+        return (g.values if isinstance(g, Emulated) else g).sum(rest)
     if any(any(g.varies_along(axis)) for axis in rest):  # a scale for each sample: a sum of floats, in a fixed order
         return g.dequantize(torch.float64).sum(rest).float()
     g = g.fold_shift(0)
@@ -118,11 +159,11 @@ def channel_sum(g: Operand) -> Tensor:
 
 
 def _float_dtype(t: Operand) -> torch.dtype:
-    return torch.float32 if isinstance(t, QTensor) else torch.promote_types(t.dtype, torch.float32)
+    return torch.promote_types(t.dtype, torch.float32) if isinstance(t, Tensor) else torch.float32
 
 
 def _as_float(t: Operand, dtype: torch.dtype) -> Tensor:
-    return t.dequantize(dtype) if isinstance(t, QTensor) else t.to(dtype)
+    return t.to(dtype) if isinstance(t, Tensor) else t.dequantize(dtype)
 
 
 # ---------------------------------------------------------------------------------------------- saving for backward
@@ -152,7 +193,15 @@ class Saver:
                 p.format,
                 p.max_shift,
             )
+        if isinstance(value, Emulated):
+            return "emulated", self._add(value.values), value.format
         return "tensor", self._add(value)
+
+    def keep_source(self, x: Any, q: Operand, quantizer: Quantizer | None) -> tuple | None:
+        """x and its scale, for a quantizer that learns from the gradient of x; None for any other."""
+        if quantizer is None or not quantizer.learns or not isinstance(q, QTensor) or not isinstance(x, Tensor):
+            return None
+        return self.keep(x), self.keep(q.scale)
 
     def _add(self, t: Tensor | None) -> int | None:
         if t is None:
@@ -173,6 +222,8 @@ class Restorer:
         kind, *rest = recipe
         if kind == "tensor":
             return self.tensors[rest[0]]
+        if kind == "emulated":
+            return Emulated(self.tensors[rest[0]], rest[1])
         packed, scale, shift, shape, stride, fmt, max_shift = rest
         e = None if shift is None else self.tensors[shift]
         return ops.unpack(PackedQTensor(self.tensors[packed], shape, stride, self.tensors[scale], fmt, e, max_shift))

@@ -9,7 +9,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from .nn import REGISTRY, ProductLayer, QuantizedLayer
-from .nn.quantized import change_class, original_type, quantized_class
+from .nn.quantized import STATE_SUFFIX, change_class, original_type, quantized_class
 from .scheme import LayerScheme, NormScheme, Scheme
 from .signs import nonnegative_inputs
 
@@ -19,9 +19,6 @@ CONVERSION = "subbyte_conversion"
 _FUSED_ENCODER = "subbyte_activation_relu_or_gelu"
 
 Filter = Callable[[nn.Module, str], bool]
-
-STATE_SUFFIX = "_subbyte"
-"""The end of the name of every buffer that a quantizer may keep; float_state_dict strips them."""
 
 
 @dataclass(frozen=True)

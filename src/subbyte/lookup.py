@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .autograd import Restorer, Saver, quantized
+from .autograd import Operand, Restorer, Saver, gradient_samples, kind, mean, quantized
 from .observe import LayerRecord
 from .ops.lookup import scatter_sum
-from .products import Operand
-from .qtensor import QTensor
+from .qtensor import Emulated, QTensor
 from .scheme import LayerScheme
 
 
@@ -34,7 +33,7 @@ class QuantizedLookup(torch.autograd.Function):
     def forward(ctx: Any, w, index, padding: int, by_count: bool, scheme: LayerScheme, streams, record: LayerRecord):
         with ops.recording(record.kernels):
             qw = quantized("weight", w, scheme.weight, streams, 2, record)
-            ops.note("output", "integer" if isinstance(qw, QTensor) else "float")
+            ops.note("output", kind(qw))
             saver = Saver()
             ctx.index, ctx.streams = saver.keep(index), saver.keep(streams)
             ctx.save_for_backward(*saver.tensors)
@@ -53,10 +52,10 @@ class QuantizedLookup(torch.autograd.Function):
         restore = Restorer(ctx.saved_tensors)
         index, streams, (shape, dtype) = restore(ctx.index), restore(ctx.streams), ctx.like
         with ops.recording(ctx.record.kernels):
-            q = quantized("gradient", g, ctx.scheme.gradient, streams, 0, ctx.record)
+            samples = gradient_samples("gradient", g, ctx.scheme, streams, ctx.record)
             target = torch.where(index == ctx.padding, -1, index).unsqueeze(1)
             count = _counts(index, shape[0]) if ctx.by_count else None
-            dw = scattered("grad_weight", q, target, shape[0], count)
+            dw = mean([scattered("grad_weight", q, target, shape[0], count) for q in samples])
         return dw.to(dtype), None, None, None, None, None, None
 
 
@@ -91,13 +90,14 @@ class QuantizedBag(torch.autograd.Function):
         shape, dtype = ctx.like
         with ops.recording(ctx.record.kernels):
             g = g if size is None else g / size.unsqueeze(1)
-            q = quantized("gradient", g, ctx.scheme.gradient, streams, 0, ctx.record)
+            samples = gradient_samples("gradient", g, ctx.scheme, streams, ctx.record)
             count = _counts(index, shape[0]) if ctx.by_count else None
             if ctx.mode == "max":
                 target = restore(ctx.source)
             else:
-                q, target = _taken(q, bag.clamp(min=0)), torch.where(bag < 0, -1, index).unsqueeze(1)
-            dw = scattered("grad_weight", q, target, shape[0], count)
+                samples = [_taken(q, bag.clamp(min=0)) for q in samples]
+                target = torch.where(bag < 0, -1, index).unsqueeze(1)
+            dw = mean([scattered("grad_weight", q, target, shape[0], count) for q in samples])
         return dw.to(dtype), None, None, None, None, None, None, None, None
 
 
@@ -109,20 +109,20 @@ def scattered(name: str, q: Operand, target: Tensor, rows: int, count: Tensor | 
             ops.note(name, "integer")
             scale = q.scale if count is None else q.scale / count.clamp(min=1).unsqueeze(1)
             return scatter_sum(q.codes, target, rows).to(torch.float32) * scale
-    ops.note(name, "emulated" if isinstance(q, QTensor) else "float")
-    values = (
-        q.dequantize(torch.float64) if isinstance(q, QTensor) else q.to(torch.promote_types(q.dtype, torch.float32))
-    )
+    ops.note(name, "float" if isinstance(q, Tensor) else "emulated")
+    values = q.to(torch.promote_types(q.dtype, torch.float32)) if isinstance(q, Tensor) else q.dequantize(torch.float64)
     acc = values.new_zeros((rows + 1, values.shape[1]))
     acc.scatter_add_(0, torch.where(target < 0, rows, target).expand_as(values), values)
     acc = acc[:rows] if count is None else acc[:rows] / count.clamp(min=1).unsqueeze(1)
-    return acc.float() if isinstance(q, QTensor) else acc
+    return acc if isinstance(q, Tensor) else acc.float()
 
 
 def _taken(q: Operand, index: Tensor) -> Operand:
     """The rows `index` of q, as codes where q has codes."""
-    if not isinstance(q, QTensor):
+    if isinstance(q, Tensor):
         return q.index_select(0, index)
+    if isinstance(q, Emulated):
+        return Emulated(q.values.index_select(0, index), q.format)
     scale = q.scale if q.scale.shape[0] == 1 else q.scale.index_select(0, index)
     shift = q.shift if q.shift is None or q.shift.shape[0] == 1 else q.shift.index_select(0, index)
     return QTensor(q.codes.index_select(0, index), scale, q.format, shift, q.max_shift)
@@ -130,7 +130,7 @@ def _taken(q: Operand, index: Tensor) -> Operand:
 
 def _rows(q: Operand, index: Tensor) -> Tensor:
     taken = _taken(q, index)
-    return taken.dequantize() if isinstance(taken, QTensor) else taken
+    return taken if isinstance(taken, Tensor) else taken.dequantize()
 
 
 def _largest(qw: Operand, index: Tensor, bag: Tensor, bags: int) -> tuple[Tensor, Tensor]:
@@ -140,8 +140,8 @@ def _largest(qw: Operand, index: Tensor, bag: Tensor, bags: int) -> tuple[Tensor
     """
     taken = _taken(qw, index)
     exact = isinstance(taken, QTensor) and not any(taken.varies_along(0))
-    ops.note("output", "integer" if exact else "emulated" if isinstance(taken, QTensor) else "float")
-    real = taken.dequantize() if isinstance(taken, QTensor) else taken
+    ops.note("output", "integer" if exact else "float" if isinstance(taken, Tensor) else "emulated")
+    real = taken if isinstance(taken, Tensor) else taken.dequantize()
     values = taken.codes.to(torch.int32) if isinstance(taken, QTensor) and exact else real
     tokens, features = values.shape
     where = torch.where(bag < 0, bags, bag).unsqueeze(1).expand(tokens, features)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor
 
-from .qtensor import QTensor
+from .qtensor import Emulated, QTensor
 
 
 @dataclass
@@ -18,7 +18,7 @@ class OperandStats:
 
     sqnr_db      20 log10(|x| / |x - dequantized x|), inf for a tensor that is exact
     clipped_pct  share of elements beyond the largest code, more than half a step
-    zero_pct     share of codes that are 0
+    zero_pct     share of codes (of an emulated tensor: values) that are 0
     groups_used  how many different exponents occur (1 without a shift)
     ranges       max |x| of each channel (axis 1), exponents the group of each; both None for one-axis tensors
     """
@@ -33,24 +33,28 @@ class OperandStats:
     exponents: list[int] | None = None
 
     @classmethod
-    def measure(cls, x: Tensor, q: QTensor, quantizer: str) -> OperandStats:
+    def measure(cls, x: Tensor, q: QTensor | Emulated, quantizer: str) -> OperandStats:
         """Compare x with what became of it. Costs a few passes over x: only done when a layer is observed."""
         x, back = x.detach().float(), q.dequantize()
         error = (x - back).double().square().sum().sqrt().item()
         signal = x.double().square().sum().sqrt().item()
         size = max(x.numel(), 1)
+        channels = [i for i in range(x.ndim) if i != 1]
+        ranges = x.abs().amax(channels).tolist() if x.ndim > 1 and x.numel() else None
+        sqnr, zeros = _decibels(signal, error), q.codes == 0 if isinstance(q, QTensor) else back == 0
+        zero_pct = 100 * zeros.sum().item() / size
+        if isinstance(q, Emulated):  # none of these clips, and none has groups
+            return cls(str(q.format), quantizer, sqnr, 0.0, zero_pct, 1, ranges)
         beyond = x.abs() > (q.format.qmax + 0.5) * q.effective_scale()
         if not q.format.signed:
             beyond = beyond | (x < -0.5 * q.effective_scale())
-        channels = [i for i in range(x.ndim) if i != 1]
-        ranges = x.abs().amax(channels).tolist() if x.ndim > 1 and x.numel() else None
         shift = None if q.shift is None else q.shift.flatten().tolist()
         return cls(
             format=str(q.format),
             quantizer=quantizer,
-            sqnr_db=_decibels(signal, error),
+            sqnr_db=sqnr,
             clipped_pct=100 * beyond.sum().item() / size,
-            zero_pct=100 * (q.codes == 0).sum().item() / size,
+            zero_pct=zero_pct,
             groups_used=1 if shift is None else len(set(shift)),
             ranges=ranges,
             exponents=shift,
@@ -79,9 +83,9 @@ class LayerRecord:
     operands: dict[str, OperandStats] = field(default_factory=dict)
     armed: bool = False
 
-    def measure(self, role: str, x: Tensor, q: QTensor | Tensor, quantizer: object) -> None:
+    def measure(self, role: str, x: Tensor, q: QTensor | Emulated | Tensor, quantizer: object) -> None:
         """Keep the statistics of one operand if armed; a role that stays float has none."""
-        if self.armed and isinstance(q, QTensor) and not torch.compiler.is_compiling():
+        if self.armed and not isinstance(q, Tensor) and not torch.compiler.is_compiling():
             self.operands[role] = OperandStats.measure(x, q, str(quantizer))
 
 

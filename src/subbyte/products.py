@@ -183,6 +183,8 @@ class TransposedConvProducts(Products):
             return x
         pads = [p for m in reversed(missing) for p in (0, m)]
         if isinstance(x, QTensor):
+            if any(n != 1 for n in x.scale.shape[2:]):
+                raise ops.ContractError(f"the scale {tuple(x.scale.shape)} of the input varies from pixel to pixel")
             return replace(x, codes=torch.nn.functional.pad(x.codes, pads))
         return torch.nn.functional.pad(x, pads)
 

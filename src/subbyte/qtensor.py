@@ -1,4 +1,7 @@
-"""The one carrier of quantized values: leaves a quantizer, enters a product, is saved for backward."""
+"""QTensor, the carrier of quantized values: leaves a quantizer, enters a product, is saved for backward.
+
+Emulated stands in its place for the few quantizers of the comparison whose values have no such form.
+"""
 
 from __future__ import annotations
 
@@ -84,6 +87,30 @@ class QTensor:
         """codes * (scale * 2^-shift), computed in float32 (float64 when asked for) and returned as dtype."""
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         return (self.codes.to(wide) * self.effective_scale().to(wide)).to(dtype)
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """What a quantizer made that is not codes * scale * 2^-shift: there is no integer product of it.
+
+    values  float32, what the codes stand for; format: as many bits as each code has
+    Products of it run on the values, in floats, and are recorded as "emulated".
+    """
+
+    values: Tensor
+    format: IntFormat
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.values.shape
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The values as dtype."""
+        return self.values.to(dtype)
 
 
 def _broadcasts(t: Tensor, to: Tensor) -> bool:

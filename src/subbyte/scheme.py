@@ -25,17 +25,27 @@ GRANULARITIES = ("channel", "tensor")
 
 @dataclass(frozen=True)
 class LayerScheme:
-    """The three operands of a layer with a weight: output = x w, grad_input = g w, grad_weight = g x."""
+    """The three operands of a layer with a weight: output = x w, grad_input = g w, grad_weight = g x.
+
+    gradient_samples  how often g is quantized, each time by other random numbers: grad_weight (and a bias's gradient)
+                      is the mean over all samples, grad_input takes the first. 2 is SMP of LUQ, arXiv 2112.10769.
+    """
 
     weight: Quantizer | None = None
     activation: Quantizer | None = None
     gradient: Quantizer | None = None
+    gradient_samples: int = 1
 
     def __post_init__(self) -> None:
         for role in ("weight", "activation", "gradient"):
             q = getattr(self, role)
             if not (q is None or isinstance(q, Quantizer)):
                 raise TypeError(f"{role} takes a quantizer such as AbsMax(8), or None for floats, not {q!r}")
+        n = self.gradient_samples
+        if type(n) is not int or n < 1:
+            raise ValueError(f"gradient_samples is 1 or more, not {n!r}")
+        if n > 1 and (self.gradient is None or not self.gradient.stochastic):
+            raise ValueError(f"{n} gradient samples need a gradient that rounds stochastically, not {self.gradient}")
 
     @property
     def is_float(self) -> bool:
@@ -59,7 +69,8 @@ class LayerScheme:
 
     def __str__(self) -> str:
         roles = (("w", self.weight), ("x", self.activation), ("g", self.gradient))
-        return ", ".join(f"{n}={'float' if q is None else q}" for n, q in roles)
+        samples = f" x {self.gradient_samples} samples" if self.gradient_samples > 1 else ""
+        return ", ".join(f"{n}={'float' if q is None else q}" for n, q in roles) + samples
 
 
 @dataclass(frozen=True)
@@ -251,7 +262,10 @@ class Scheme:
                     out.append((where, "all", "float", "", ""))
                 continue
             for role in ("weight", "activation", "gradient"):
-                out.append((where, role, *_describe(getattr(layer, role), behind_relu=role == "activation")))
+                described = _describe(getattr(layer, role), behind_relu=role == "activation")
+                if role == "gradient" and layer.gradient_samples > 1:
+                    described = (*described[:2], f"{described[2]}, {layer.gradient_samples} samples")
+                out.append((where, role, *described))
         norms = [("norms", self.norm), *((f"override {p}", s) for p, s in self.overrides if isinstance(s, NormScheme))]
         for where, norm in norms:
             scale = "finest that the sums allow" if norm.granularity == "channel" else "one for the tensor"
@@ -317,7 +331,8 @@ def _compile(pattern: str):
 
 
 def _layer_to_dict(s: LayerScheme) -> dict[str, Any]:
-    return {role: quantizers.to_dict(getattr(s, role)) for role in ("weight", "activation", "gradient")}
+    roles = {role: quantizers.to_dict(getattr(s, role)) for role in ("weight", "activation", "gradient")}
+    return roles if s.gradient_samples == 1 else {**roles, "gradient_samples": s.gradient_samples}
 
 
 def _fields_of(d: Any, known: list[str], what: str) -> dict[str, Any]:
@@ -329,11 +344,13 @@ def _fields_of(d: Any, known: list[str], what: str) -> dict[str, Any]:
 
 
 def _layer_from_dict(d: dict[str, Any]) -> LayerScheme:
-    _fields_of(d, ["weight", "activation", "gradient"], "a layer's scheme")
-    for role, q in d.items():
+    _fields_of(d, [f.name for f in dataclasses.fields(LayerScheme)], "a layer's scheme")
+    roles = {role: q for role, q in d.items() if role != "gradient_samples"}
+    for role, q in roles.items():
         if not (q is None or isinstance(q, dict)):
             raise ValueError(f'{role} is an object such as {{"type": "AbsMax", "bits": 8}}, or null, not {q!r}')
-    return LayerScheme(**{role: quantizers.from_dict(q) for role, q in d.items()})
+    samples = d.get("gradient_samples", 1)
+    return LayerScheme(**{role: quantizers.from_dict(q) for role, q in roles.items()}, gradient_samples=samples)
 
 
 def _norm_from_dict(d: dict[str, Any]) -> NormScheme:

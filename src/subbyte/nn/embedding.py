@@ -23,6 +23,7 @@ class _Table(ProductLayer):
     max_norm: float | None
     norm_type: float
     sparse: bool
+    stateful_roles = ()  # a table of LearnedStep has the step that it would start with
 
     @classmethod
     def refuses(cls, module: Any) -> str:
@@ -37,7 +38,8 @@ class _Table(ProductLayer):
                 torch.embedding_renorm_(self.weight, index.contiguous(), self.max_norm, self.norm_type)
         scheme = self.scheme if self.training else self.scheme.deterministic_forward()
         (weight,) = unless_no_grad(self.weight)
-        return weight, index.reshape(-1).long(), scheme, self.draw_streams(self.scheme.stochastic, self.weight)
+        streams = self.draw_streams(self.scheme.stochastic, self.weight, scheme.gradient_samples)
+        return weight, index.reshape(-1).long(), scheme, streams
 
 
 class Embedding(_Table, nn.Embedding, replaces=nn.Embedding):

@@ -18,6 +18,9 @@ from ..observe import LayerRecord
 from ..products import Products
 from ..scheme import LayerScheme
 
+STATE_SUFFIX = "_subbyte"
+"""The end of the name of every buffer that a quantizer may keep; float_state_dict strips them."""
+
 REGISTRY: dict[type[nn.Module], type[QuantizedLayer]] = {}
 """Exact type of a float module -> the layer that quantizes it. Filled by the classes below QuantizedLayer."""
 
@@ -64,20 +67,52 @@ class QuantizedLayer(nn.Module):
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.scheme}"
 
-    def draw_streams(self, stochastic: bool, x: Tensor) -> Tensor | None:
+    def draw_streams(self, stochastic: bool, x: Tensor, samples: int = 1) -> Tensor | None:
         """The 64-bit streams of this call; None in eval mode, or where nothing rounds stochastically.
 
         In training they are drawn whether or not gradients are enabled: a checkpointed segment runs twice, without
         gradients first, and both runs must consume torch's generator alike. For the same reason eval mode never draws:
         where a gradient is wanted of it all the same (a frozen BatchNorm), autograd draws when that gradient comes.
         """
-        return draw_stream(STREAMS, x.device) if stochastic and self.training else None
+        return draw_stream(STREAMS + samples - 1, x.device) if stochastic and self.training else None
 
 
 class ProductLayer(QuantizedLayer):
-    """A layer with a weight: its scheme is a LayerScheme."""
+    """A layer with a weight: its scheme is a LayerScheme.
+
+    A quantizer that remembers (LearnedStep) works on a buffer of the layer, named by its role and STATE_SUFFIX. It is
+    part of the state_dict, but a checkpoint without it loads strictly, and dequantize_ drops it.
+    """
 
     scheme: LayerScheme
+    stateful_roles: ClassVar[tuple[str, ...]] = ("weight", "activation")
+
+    def _attach(self, scheme: Any) -> None:
+        super()._attach(scheme)
+        for role in self.stateful_roles:
+            q = getattr(scheme, role)
+            state = None if q is None else q.initial_state()
+            if state is not None:
+                device = next((p.device for p in self.parameters(recurse=False)), None)
+                self.register_buffer(role + STATE_SUFFIX, state.to(device))
+
+    def release(self) -> type[nn.Module] | None:
+        for name in [n for n in self._buffers if n.endswith(STATE_SUFFIX)]:
+            delattr(self, name)
+        return super().release()
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *args)
+        own = {f"{prefix}{n}" for n in self._buffers if n.endswith(STATE_SUFFIX)}
+        missing_keys[:] = [k for k in missing_keys if k not in own]
+
+    def _bound(self, scheme: LayerScheme) -> LayerScheme:
+        """The scheme with each quantizer that remembers at work on its buffer."""
+        for role in self.stateful_roles:
+            state = self._buffers.get(role + STATE_SUFFIX)
+            if state is not None:
+                scheme = replace(scheme, **{role: getattr(scheme, role).bind(state, self.training)})
+        return scheme
 
     def multiply(self, x: Tensor, products: Products, weight: Any = None) -> Tensor:
         """output(x, weight) + bias in the dtype that autocast would give.
@@ -90,11 +125,12 @@ class ProductLayer(QuantizedLayer):
         """output(x, w) + b through autograd.QuantizedProduct; w: what has scheme.weight for a quantizer."""
         if not x.is_floating_point():
             raise TypeError(f"{type(self).__name__} quantizes floating-point inputs itself; this one is {x.dtype}")
-        streams = self.draw_streams(scheme.stochastic, x)
+        streams = self.draw_streams(scheme.stochastic, x, scheme.gradient_samples)
         kind = x.device.type
         cast = torch.is_autocast_enabled(kind) and x.dtype != torch.float64  # autocast leaves float64 alone
         dtype = torch.get_autocast_dtype(kind) if cast else x.dtype
         scheme = scheme if self.training else scheme.deterministic_forward()
+        scheme = self._bound(scheme) if not products.part else scheme
         x, w, b = unless_no_grad(x, w, b)
         return QuantizedProduct.apply(x, w, b, products, scheme, streams, self.record, dtype)
 

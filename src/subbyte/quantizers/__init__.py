@@ -21,16 +21,29 @@ from .base import (
     to_dict,
     variance_bound,
 )
+from .clip import SAWB, MSEClip
+from .householder import BlockHouseholder
+from .learned import LearnedStep
+from .logarithmic import LogUnbiased
+from .mx import MXInt
 from .oracle import GroupOracle, oracle_ranges
 from .shift import ShiftQuant, chosen_exponents, octaves
+from .zero_point import ZeroPoint
 
 __all__ = [
     "ROUNDINGS",
+    "SAWB",
     "AbsMax",
+    "BlockHouseholder",
     "GroupOracle",
+    "LearnedStep",
+    "LogUnbiased",
+    "MSEClip",
+    "MXInt",
     "PerChannel",
     "Quantizer",
     "ShiftQuant",
+    "ZeroPoint",
     "channel_ranges",
     "chosen_exponents",
     "closest",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import ops
 from ..numerics import IntFormat, step
-from ..qtensor import QTensor
+from ..qtensor import Emulated, QTensor
 
 ROUNDINGS = ("nearest", "stochastic")
 
@@ -51,19 +51,43 @@ class Quantizer:
     def stochastic(self) -> bool:
         return self.rounding == "stochastic"
 
-    def __call__(self, x: Tensor, stream: Tensor | None = None) -> QTensor:
-        """Quantize x. stream: int64 scalar tensor (numerics.draw_stream), needed when rounding is stochastic."""
+    def __call__(self, x: Tensor, stream: Tensor | None = None) -> Any:
+        """Quantize x. stream: int64 scalar tensor (numerics.draw_stream), needed when rounding is stochastic.
+
+        A QTensor, or an Emulated from a quantizer whose values are not codes * scale * 2^-shift.
+        """
         if self.stochastic and stream is None:
             raise ValueError(
                 f"{type(self).__name__} rounds stochastically: it needs a stream (numerics.draw_stream(1)[0])"
             )
-        r, shift, max_shift = self.ranges(x.detach())
-        codes = ops.quantize(x.detach(), r, shift, stream if self.stochastic else None, self.bits, self.signed)
+        return self.represent(x.detach(), stream if self.stochastic else None)
+
+    def represent(self, x: Tensor, stream: Tensor | None) -> QTensor | Emulated:
+        """x as codes on the grid that ranges() spans. stream: None rounds to nearest."""
+        r, shift, max_shift = self.ranges(x)
+        codes = ops.quantize(x, r, shift, stream, self.format.bits, self.format.signed)
         return QTensor(codes, step(r, self.format), self.format, shift, max_shift)
 
     def ranges(self, x: Tensor) -> tuple[Tensor, Tensor | None, int]:
         """(r float32 broadcastable to x, shift uint8 or None, max_shift): everything that the codes depend on."""
         raise NotImplementedError
+
+    def initial_state(self) -> Tensor | None:
+        """The buffer that a layer keeps for this quantizer, before any data; None for one without memory."""
+        return None
+
+    @property
+    def learns(self) -> bool:
+        """Does backward() want to see the gradient? Only a quantizer bound to a state says yes."""
+        return False
+
+    def bind(self, state: Tensor, training: bool) -> Quantizer:
+        """The same quantizer at work on a layer's state, which it may change in place where training."""
+        return self
+
+    def backward(self, x: Tensor, scale: Tensor, grad: Tensor) -> Tensor:
+        """The gradient of x from that of its dequantized value; scale: as it was in forward. May change the state."""
+        return grad
 
     def nearest(self) -> Quantizer:
         """The same quantizer without randomness: what a layer in eval mode uses."""
