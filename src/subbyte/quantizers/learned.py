@@ -61,12 +61,11 @@ class LearnedStep(Quantizer):
         return bound
 
     def ranges(self, x: Tensor) -> tuple[Tensor, None, int]:
-        s = self.starting_step(x)
+        s, finite = self.starting_step(x), x.float().isfinite().all()
         if self._state is not None:
             s = torch.where(self._state[0] > 0, self._state[0].float(), s)
             if self._training:
-                self._state[0].copy_(torch.where(s.isfinite(), s, torch.zeros_like(s)))
-        finite = x.float().isfinite().all()
+                self._state[0].copy_(torch.where(finite, s, self._state[0].float()))
         r = (s * self.format.qmax).clamp(max=torch.finfo(torch.float32).max)
         r = torch.where(finite, r, torch.full_like(r, torch.nan))
         return torch.where(r < RANGE_FLOOR, torch.zeros_like(r), r).view([1] * x.ndim), None, 0
