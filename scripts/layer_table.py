@@ -17,7 +17,20 @@ import torch
 
 import subbyte as sb
 from subbyte import LayerScheme, NormScheme
-from subbyte.quantizers import AbsMax, GroupOracle, PerChannel, Quantizer, ShiftQuant
+from subbyte.quantizers import (
+    SAWB,
+    AbsMax,
+    BlockHouseholder,
+    GroupOracle,
+    LearnedStep,
+    LogUnbiased,
+    MSEClip,
+    MXInt,
+    PerChannel,
+    Quantizer,
+    ShiftQuant,
+    ZeroPoint,
+)
 
 PAGE = Path(__file__).parents[1] / "docs" / "layers_table.md"
 BITS = (2, 4, 6, 8)
@@ -31,6 +44,16 @@ QUANTIZERS: dict[str, tuple[type[Quantizer], dict]] = {
     "ShiftQuant": (ShiftQuant, {"groups": 3}),
     "GroupOracle": (GroupOracle, {"groups": 2}),
 }
+COMPARISON: dict[str, tuple[type[Quantizer], dict]] = {
+    "SAWB": (SAWB, {}),
+    "MSEClip": (MSEClip, {}),
+    "LearnedStep": (LearnedStep, {}),
+    "LogUnbiased": (LogUnbiased, {}),
+    "BlockHouseholder": (BlockHouseholder, {}),
+    "MXInt": (MXInt, {"block": 2}),
+    "ZeroPoint": (ZeroPoint, {}),
+}
+COMPARISON_BITS = (2, 4, 6)
 
 
 @dataclass(frozen=True)
@@ -95,18 +118,29 @@ NORM_ROWS = [
 FORMS = {"integer": "i", "emulated": "e", "float": "f"}
 
 
-def cell(row: Row, quantizer: type[Quantizer], options: dict, role: str) -> str:
+def cell(row: Row, quantizer: type[Quantizer], options: dict, role: str, widths: tuple[int, ...] = BITS) -> str:
     """What ran, for every number of bits; the bits are named only where they differ."""
     by_bits = {}
-    for bits in BITS:
+    for bits in widths:
         roles = dict.fromkeys(ROLES, AbsMax(bits)) | {role: quantizer(bits, **options)}
         ran = row.step(row.build(LayerScheme(**roles)))
         by_bits[bits] = "".join(FORMS.get(ran.get(p, ""), "-") for p in PRODUCTS)
         pairs = [FORMS[ran[f"pair_{p}"]] for p in PRODUCTS if f"pair_{p}" in ran]
         by_bits[bits] += f" {''.join(pairs)}" if pairs else ""
     if len(set(by_bits.values())) == 1:
-        return by_bits[BITS[0]]
+        return by_bits[widths[0]]
     return ", ".join(f"{bits}: {what}" for bits, what in by_bits.items())
+
+
+def comparison_cell(row: Row, quantizer: type[Quantizer], options: dict) -> str:
+    """The cells of the three roles; a layer may refuse a quantizer (adapters need a base of codes)."""
+    cells = []
+    for role in ROLES:
+        try:
+            cells.append(cell(row, quantizer, options, role, COMPARISON_BITS))
+        except ValueError:
+            cells.append("refused")
+    return " / ".join(cells)
 
 
 def norm_cell(row: Row, kind: str, granularity: str) -> str:
@@ -138,6 +172,17 @@ def page() -> str:
     ]
     for row in PRODUCT_ROWS:
         cells = [cell(row, *QUANTIZERS[q], role) for q in QUANTIZERS for role in ROLES]
+        lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "The quantizers for comparison, as weight / activation / gradient, at "
+        f"{', '.join(map(str, COMPARISON_BITS))} bits each (LogUnbiased has no more; the others take 8, too):",
+        "",
+        "| layer | " + " | ".join(COMPARISON) + " |",
+        "|---" * (1 + len(COMPARISON)) + "|",
+    ]
+    for row in PRODUCT_ROWS:
+        cells = [comparison_cell(row, *COMPARISON[q]) for q in COMPARISON]
         lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
     columns = [(kind, granularity) for kind in ("l1", "l2") for granularity in ("channel", "tensor")]
     lines += [

@@ -253,6 +253,24 @@ def test_eval_and_copies_leave_the_state_alone():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def test_a_base_of_adapters_is_packed_with_the_learned_step():
+    model = sb.quantize_(net(), LSQ)
+    trained(model, 5)
+    state, weight = model[2].weight_subbyte.clone(), model[2].weight.detach()
+    sb.nn.add_lora_(model, rank=2)
+    assert torch.equal(model[2].weight, LearnedStep(4).bind(state, False)(weight).dequantize())
+    sb.dequantize_(model)
+    assert list(model.state_dict()) == list(net().state_dict())
+
+
+def test_the_state_stays_float32():
+    model = sb.quantize_(net(), LSQ).bfloat16()
+    model(data()[0].bfloat16()).sum().backward()
+    states = [v for k, v in model.state_dict().items() if k.endswith(STATE_SUFFIX)]
+    assert {s.dtype for s in states} == {torch.float32}
+    assert all((s > 0).all() for s in states)
+
+
 def test_a_checkpointed_segment_learns_the_same():
     from torch.utils.checkpoint import checkpoint
 

@@ -24,7 +24,7 @@ from .. import ops
 from ..products import MatmulProducts
 from ..qtensor import PackedQTensor, QTensor
 from .linear import Linear
-from .quantized import change_class, original_type, signed_activation
+from .quantized import STATE_SUFFIX, change_class, original_type, signed_activation
 
 _PRODUCTS = MatmulProducts()
 
@@ -127,6 +127,9 @@ class LoRALinear(Linear):
         if rank < 1:
             raise ValueError(f"an adapter has a rank of 1 or more, not {rank}")
         quantizer = None if self.scheme.weight is None else self.scheme.weight.nearest()
+        state = self._buffers.get("weight" + STATE_SUFFIX)
+        if quantizer is not None and state is not None:
+            quantizer = quantizer.bind(state, training=False)
         q = None if quantizer is None else quantizer(weight.detach().contiguous())
         if not isinstance(q, QTensor):
             raise ValueError(f"adapters need a base of integer codes; the scheme of this layer is {self.scheme}")

@@ -106,6 +106,13 @@ class ProductLayer(QuantizedLayer):
         own = {f"{prefix}{n}" for n in self._buffers if n.endswith(STATE_SUFFIX)}
         missing_keys[:] = [k for k in missing_keys if k not in own]
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        for name, state in self._buffers.items():  # model.bfloat16() would round away what one update changes
+            if name.endswith(STATE_SUFFIX) and state is not None:
+                self._buffers[name] = state.float()
+        return self
+
     def _bound(self, scheme: LayerScheme) -> LayerScheme:
         """The scheme with each quantizer that remembers at work on its buffer."""
         for role in self.stateful_roles:
