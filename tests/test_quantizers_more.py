@@ -172,6 +172,15 @@ def test_codes_do_not_depend_on_the_layout(quantizer):
 
 
 @every
+def test_every_backend_gives_the_same_values(quantizer):
+    x = sample(7, 3, 40, 5, 6, signed=quantizer.signed)
+    for view in (x, x.contiguous(memory_format=torch.channels_last), x.flatten(1), x.flatten(1).T.contiguous().T):
+        want = run(quantizer, view).dequantize()
+        with ops.use_backend(None):  # the automatic choice
+            assert torch.equal(run(quantizer, view).dequantize(), want)
+
+
+@every
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_floats_are_read_as_float32(quantizer, dtype):
     x = sample(8, 4, 6, spread=1, signed=quantizer.signed).to(dtype)
