@@ -1,0 +1,43 @@
+"""The examples of the documentation run, and its links lead somewhere."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+from subbyte.quantizers import Quantizer
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_examples_of_the_page_on_quantizers_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Quantizer, "registry", dict(Quantizer.registry))
+    result = doctest.testfile(str(ROOT / "docs" / "quantizers.md"), module_relative=False)
+    assert result.failed == 0
+    assert result.attempted > 15
+
+
+def test_the_page_on_quantizers_names_every_one() -> None:
+    page = (ROOT / "docs" / "quantizers.md").read_text()
+    ours = [name for name, cls in Quantizer.registry.items() if cls.__module__.startswith("subbyte.")]
+    assert len(ours) > 5
+    assert not [name for name in ours if f"`{name}" not in page]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+    assert not missing
+
+
+def test_the_python_of_the_readme_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
