@@ -34,7 +34,7 @@ INTEGER: dict[str, tuple[Callable[[], Any], bool]] = {
     "element-int6-horner-dsp": (lambda: units.element(spec(6, "horner", multiplier="inferred")), True),
     "element-int6-folded-dsp": (lambda: units.element(spec(6, "folded", multiplier="inferred")), True),
     "dot4-int6-tree": (lambda: units.element(spec(6, "tree", lanes=4)), False),
-    "array2x3-int6-horner": (lambda: units.array(spec(6, "horner"), 2, 3), False),
+    "array2x2-int6-horner": (lambda: units.array(spec(6, "horner"), 2, 2), False),
     "array2x2-int4-folded": (lambda: units.array(spec(4, "folded"), 2, 2), False),
 }
 
@@ -87,8 +87,8 @@ FLOAT: dict[str, tuple[Callable[[], Any], bool]] = {
     "fp16-fp32-pipelined-dsp": (lambda: FloatElement(FP16, FP32, (0, 1, 2, 3), fabric=False), True),
     "e4m3-fp32": (lambda: FloatElement(E4M3, FP32), False),
     "e5m2-fixed": (lambda: FixedElement(E5M2, 78), False),
-    "array2x2-fp16-fp32": (
-        lambda: BaselineArray(lambda: FloatElement(FP16, FP32, registered=False), 2, 2),
+    "array2x1-fp16-fp16": (
+        lambda: BaselineArray(lambda: FloatElement(FP16, FP16, registered=False), 2, 1),
         False,
     ),
     "dot4-mxint6": (lambda: ScaledDot(4, 6), False),

@@ -30,7 +30,7 @@ class Row:
     """One measurement. Counts that a kind does not know are None.
 
     key              what was measured: hash of circuit, flow and tool (synth.Synthesis)
-    lut_over_plain   (lut - plain's lut) / plain's lut; None where plain takes no LUT: see lut_more
+    lut_over_plain   lut / plain's lut - 1; None where plain takes less than a LUT for each MAC: see lut_more
     lut_more         lut - plain's lut
     lut_under_fp16, lut_under_fp32   1 - lut / lut of the smaller FP16 unit with that accumulator in the section
     """
@@ -110,7 +110,7 @@ def compared(rows: Sequence[Row]) -> list[Row]:
         out.append(
             replace(
                 row,
-                lut_over_plain=(row.lut - plain) / plain if plain and row.lut is not None else None,
+                lut_over_plain=row.lut / plain - 1 if plain and plain >= row.macs and row.lut is not None else None,
                 lut_more=row.lut - plain if plain is not None and row.lut is not None else None,
                 lut_under_fp16=under["fp16"],
                 lut_under_fp32=under["fp32"],
@@ -150,8 +150,27 @@ def merged(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
 
 # ------------------------------------------------------------------------------------------------------- as a table
 
-COLUMNS = ("unit", "LUT over plain INT", "LUT", "LC", "FF", "DSP", "logic ns", "LUT vs FP16→fp16", "LUT vs FP16→fp32")
-VIVADO_COLUMNS = ("unit", "LUT over plain INT", "LUT", "FF", "DSP", "Fmax MHz", "LUT vs FP16→fp16", "LUT vs FP16→fp32")
+COLUMNS = (
+    "unit",
+    "LUT over plain INT",
+    "LUT",
+    "LC",
+    "FF",
+    "DSP",
+    "logic ns",
+    "LUT vs FP16 → fp16",
+    "LUT vs FP16 → fp32",
+)
+VIVADO_COLUMNS = (
+    "unit",
+    "LUT over plain INT",
+    "LUT",
+    "FF",
+    "DSP",
+    "Fmax MHz",
+    "LUT vs FP16 → fp16",
+    "LUT vs FP16 → fp32",
+)
 ROUTED_COLUMNS = ("unit", "LUT4 over plain INT", "LUT4", "FF", "MULT18", "Fmax MHz, median", "of seeds")
 
 

@@ -87,15 +87,18 @@ the FP16 units of the same section that have that accumulator.
 
 def show(console: Console, rows: Sequence[Row]) -> None:
     """Print one rich table for each section and kind."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from subbyte.rtl.resources import KINDS, cells, columns, sections
 
     for kind, what in KINDS.items():
         for title, part in sections(rows, kind):
-            table = Table(title=title, caption=f"{what}; {part[0].tool}", title_justify="left", caption_justify="left")
-            for i, name in enumerate(columns(kind)):
-                table.add_column(name, justify="right" if i else "left", overflow="fold")
+            table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+            table.caption, table.caption_justify = f"{what}; {part[0].tool}", "left"
+            table.add_column("unit", min_width=26)
+            for name in columns(kind)[1:]:
+                table.add_column(name, justify="right")
             for row in part:
                 table.add_row(*cells(row))
             console.print(table)

@@ -8,6 +8,7 @@ Pitfalls that this file works around, each seen:
     stops before it
   - abc9 proves each mapping by SAT (`abc9.verify`), which takes minutes for multipliers: switched off here; netlists
     are simulated against the reference instead (gatesim.py)
+  - with DSPs, abc9 may meet a wire's name twice and stop (`count_id(wire->name) == 0`): inner names are hidden first
   - yosys keeps global state and may abort the process: each run is a child process
 """
 
@@ -114,6 +115,7 @@ def xc7_commands(dsp: bool, delay: bool, netlist: bool) -> list[str]:
     commands = [
         "scratchpad -set abc9.verify 0",
         "read_rtlil in.il",
+        *(["hierarchy -top top", "proc", "flatten", "opt_clean", "rename -hide"] if dsp else []),
         f"synth_xilinx {options} -run begin:check",
         "tee -q -o stat.json stat -json",
         "tee -q -o stat.txt stat -tech xilinx",
