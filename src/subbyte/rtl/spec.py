@@ -2,7 +2,7 @@
 
     acc = sum_k a[k] b[k] 2^left[k],   0 <= left[k] < groups
 
-left = E - e(k) is the group's left shift (METHOD: ShiftMM). How a variant realises it:
+left = E - e(k) is the group's left shift. How a variant realises it:
 
     plain    groups = 1
     horner   the accumulator doubles at the boundary between two groups: k comes in order, largest left shift first
