@@ -133,3 +133,15 @@ class PackedQTensor:
     def nbytes(self) -> int:
         """Bytes of codes, scale and shift together."""
         return self.packed.nbytes + self.scale.nbytes + (0 if self.shift is None else self.shift.nbytes)
+
+
+def is_dense(x: Tensor) -> bool:
+    """Is every element of one block of memory an element of x, once?"""
+    if x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
+        return True
+    expected = 1
+    for stride, size in sorted((s, n) for n, s in zip(x.shape, x.stride()) if n != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..qtensor import is_dense
+
 ran: dict[str, str] = {}
 """op -> the kernel that its last call ran."""
 
@@ -32,18 +34,6 @@ def dense_float32(x: Tensor) -> Tensor | None:
 def dense(x: Tensor) -> Tensor:
     """x, or a copy with the strides of empty_like where x has holes or overlaps."""
     return x if is_dense(x) else torch.empty_like(x).copy_(x)
-
-
-def is_dense(x: Tensor) -> bool:
-    """Is every element of one block of memory an element of x, once?"""
-    if x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)):
-        return True
-    expected = 1
-    for stride, size in sorted((s, n) for n, s in zip(x.shape, x.stride()) if n != 1):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
 
 
 def geometry(x: Tensor, v: Tensor) -> tuple[int, int] | None:

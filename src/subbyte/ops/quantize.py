@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import numerics
 from ..numerics import IntFormat
-from ..qtensor import PackedQTensor, QTensor
+from ..qtensor import PackedQTensor, QTensor, is_dense
 from .dispatch import op
 
 WHOLE = -1
@@ -113,7 +113,7 @@ def unpack_codes(packed: Tensor, numel: int, bits: int, signed: bool) -> Tensor:
 
 def pack(q: QTensor) -> PackedQTensor:
     """The densest form of q's codes, in memory order when they are dense in memory (channels_last stays so)."""
-    codes = q.codes if _is_dense(q.codes) else q.codes.contiguous()
+    codes = q.codes if is_dense(q.codes) else q.codes.contiguous()
     flat = codes.as_strided((codes.numel(),), (1,))
     return PackedQTensor(
         pack_codes(flat, q.format.bits), codes.shape, codes.stride(), q.scale, q.format, q.shift, q.max_shift
@@ -146,14 +146,3 @@ def narrow(q: QTensor, bits: int) -> QTensor:
     fmt = replace(q.format, bits=bits)
     codes = narrow_codes(q.codes, drop, bits, fmt.signed)
     return QTensor(codes, q.scale * float(1 << drop), fmt, q.shift, q.max_shift)
-
-
-def _is_dense(t: Tensor) -> bool:
-    """Is every element of one contiguous block of memory an element of t, once?"""
-    expected = 1
-    for size, stride in sorted(zip(t.shape, t.stride(), strict=True), key=lambda p: (p[1], p[0])):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
