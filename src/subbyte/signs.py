@@ -14,7 +14,7 @@ from __future__ import annotations
 import builtins
 import inspect
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .nn import QuantizedLayer
+from .tracing import IN_PLACE, hooked, trace
 
 _NONNEGATIVE_MODULES = {nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Softmax, nn.Hardsigmoid}
 _KEEPING_MODULES = {
@@ -62,34 +63,7 @@ _SUMS: set[Any] = {
 """Not negative if every tensor and every number that goes in is not."""
 
 _JOINS: set[Any] = {torch.cat, torch.concat}
-_IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul")
 _FRESH: set[Any] = {operator.add, torch.add, operator.mul, torch.mul, torch.cat, torch.concat, torch.relu, "add", "mul"}
-
-
-class _Proxy(torch.fx.Proxy):
-    """fx records x -= y as x = x - y, which loses that everything that shares memory with x changes too."""
-
-
-def _augmented(name: str) -> Callable:
-    def run(self: _Proxy, other: Any):
-        return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
-
-    return run
-
-
-for _name in _IN_PLACE:
-    setattr(_Proxy, f"__{_name}__", _augmented(_name))
-
-
-class _Tracer(torch.fx.Tracer):
-    """Looks through containers, stops at every layer of torch.nn and of this package."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, QuantizedLayer) or m.__module__.startswith("torch.nn")
-        return ours and not isinstance(m, (nn.Sequential, nn.ModuleList))
-
-    def proxy(self, node: torch.fx.Node) -> torch.fx.Proxy:
-        return _Proxy(node, self)
 
 
 def nonnegative_inputs(model: nn.Module) -> tuple[set[str], str]:
@@ -104,22 +78,13 @@ def nonnegative_inputs(model: nn.Module) -> tuple[set[str], str]:
 
 
 def _graphs(model: nn.Module) -> Iterator[torch.fx.Graph]:
-    """In both modes, with proxies for every argument and with the defaults of forward. The model is left as it was."""
-    before = [(m, dict(vars(m))) for m in model.modules()]  # a forward may store what it computes, here a Proxy
+    """In both modes, with proxies for every argument and with the defaults of forward."""
     parameters = inspect.signature(model.forward).parameters.values()
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.kind not in variable}
-    with torch.random.fork_rng(devices=[]):
-        for training in (True, False):
-            for concrete in (None, defaults) if defaults else (None,):
-                try:
-                    for m, _ in before:
-                        m.training = training
-                    yield _Tracer().trace(model, concrete)
-                finally:
-                    for m, state in before:
-                        vars(m).clear()
-                        vars(m).update(state)
+    for training in (True, False):
+        for concrete in (None, defaults) if defaults else (None,):
+            yield trace(model, training, concrete)
 
 
 def _nonnegative_in(graph: torch.fx.Graph, model: nn.Module) -> set[str]:
@@ -152,7 +117,7 @@ def _is_nonnegative(node: torch.fx.Node, modules: dict[str, nn.Module], sign: di
     kept = isinstance(first, torch.fx.Node) and sign.get(first, False)
     if node.op == "call_module":
         module = modules[str(node.target)]
-        if _hooked(module):  # a hook may change the sign
+        if hooked(module):  # a hook may change the sign
             return False
         if type(module) in _NONNEGATIVE_MODULES:
             return True
@@ -189,15 +154,11 @@ def _numbers(node: torch.fx.Node) -> list[float]:
     return found
 
 
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
 def _may_mutate(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Could this call change one of its inputs in place?"""
     if node.op == "call_module":
         module = modules[str(node.target)]
-        return bool(getattr(module, "inplace", False)) or _hooked(module)
+        return bool(getattr(module, "inplace", False)) or hooked(module)
     if node.op == "call_method":
         return str(node.target).endswith("_")
     if node.op != "call_function":
@@ -205,7 +166,7 @@ def _may_mutate(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:
     name = getattr(node.target, "__name__", "_")
     foreign = hasattr(node.target, "__code__") and not str(node.target.__module__).startswith("torch")
     flagged = any(v is True for v in (*node.args, *node.kwargs.values()))  # inplace=True, by place or by name
-    return name.endswith("_") or name in _IN_PLACE or foreign or flagged or "out" in node.kwargs
+    return name.endswith("_") or name in IN_PLACE or foreign or flagged or "out" in node.kwargs
 
 
 def _is_fresh(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -215,5 +176,5 @@ def _is_fresh(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:
         plain = type(module) in _FRESH_MODULES or (
             type(module) in _NONNEGATIVE_MODULES and not getattr(module, "inplace", False)
         )
-        return (plain or isinstance(module, QuantizedLayer)) and not _hooked(module)
+        return (plain or isinstance(module, QuantizedLayer)) and not hooked(module)
     return node.op in ("placeholder", "get_attr") or (node.target in _FRESH and "out" not in node.kwargs)
