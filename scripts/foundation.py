@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
-from subbyte.cli.doctor import cpu_name
+from subbyte.provenance import commit, machine
 from subbyte.train import RunFolder, plot_curves, read_rows
 from subbyte.train.checkpoint import write_text
 
@@ -57,16 +54,10 @@ def row(scheme: str, args: argparse.Namespace, out: Path) -> dict[str, object]:
         "integer_share": report["integer_share"],
         "seconds": last["seconds"],
         "command": " ".join(shown),
-        "commit": git("rev-parse", "--short", "HEAD")
-        + ("-dirty" if git("status", "--porcelain", "src", "csrc") else ""),
-        "machine": f"{cpu_name()}, {threads} threads, torch {torch.__version__}, Python {platform.python_version()}",
+        "commit": commit(),
+        "machine": machine(threads),
         "settings": data_free,
     }
-
-
-def git(*words: str) -> str:
-    """What git says of this checkout."""
-    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def table(rows: list[dict]) -> str:

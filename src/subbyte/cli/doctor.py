@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ _EXTRAS = {
     "matplotlib": "plots",
     "tensorboard": "TensorBoard events",
     "PIL": "image files (imagefolder, predict)",
+    "torchao": "its int8 training, to compare with (bench)",
     "triton": "GPU kernels",
 }
 
@@ -71,30 +71,16 @@ def _versions() -> dict[str, str]:
 def _cpu() -> dict[str, str]:
     import torch
 
+    from subbyte import provenance
+
+    flags = provenance.cpu_flags()
     return {
         "machine": platform.machine(),
-        "name": cpu_name(),
-        "instruction sets": " ".join(flag for flag in _FLAGS if flag in _cpu_flags()) or "unknown",
+        "name": provenance.cpu_name(),
+        "instruction sets": " ".join(flag for flag in _FLAGS if flag in flags) or "unknown",
         "torch uses": torch.backends.cpu.get_cpu_capability(),
         "threads": f"{torch.get_num_threads()} in an op, {torch.get_num_interop_threads()} between ops",
     }
-
-
-def cpu_name() -> str:
-    """What the system calls this processor."""
-    return next(_cpuinfo("model name"), platform.processor() or "unknown")
-
-
-def _cpuinfo(key: str) -> Iterator[str]:
-    path = Path("/proc/cpuinfo")
-    for line in path.read_text().splitlines() if path.exists() else ():
-        name, _, value = line.partition(":")
-        if name.strip() == key:
-            yield value.strip()
-
-
-def _cpu_flags() -> set[str]:
-    return set(next(_cpuinfo("flags"), next(_cpuinfo("Features"), "")).split())
 
 
 def _openmp() -> dict[str, str]:

@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 _DPI = 110
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches."""
     # Figure without pyplot: nothing global, no display needed.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write the figure as a PNG; the file appears whole."""
     aside = path.with_name(path.name + ".part")
     figure.savefig(aside, format="png", dpi=_DPI)
     publish(aside, path)
@@ -29,7 +31,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 def plot_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     """Loss and accuracy against epoch from the `epoch` rows of one or more runs: test solid, train dashed."""
-    figure = _new_figure(10, 4)
+    figure = new_figure(10, 4)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     for i, (name, rows) in enumerate(runs.items()):
         rows = [row for row in rows if row["kind"] == "epoch"]
@@ -44,7 +46,7 @@ def plot_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> 
         axes.grid(alpha=0.3)
         axes.legend()
         axes.xaxis.get_major_locator().set_params(integer=True)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_channels(layers: Mapping[str, tuple[Any, Any]], path: Path) -> None:
@@ -53,7 +55,7 @@ def plot_channels(layers: Mapping[str, tuple[Any, Any]], path: Path) -> None:
     A dash marks each exponent e in use at -e octaves, the upper end of its group. Channels that are all zero are left
     out. exponents may be None: one group.
     """
-    figure = _new_figure(max(7.0, 1.2 + 0.45 * len(layers)), 5)
+    figure = new_figure(max(7.0, 1.2 + 0.45 * len(layers)), 5)
     axes = figure.subplots()
     for i, (ranges, exponents) in enumerate(layers.values()):
         octaves = (ranges / ranges.max()).log2()
@@ -69,4 +71,4 @@ def plot_channels(layers: Mapping[str, tuple[Any, Any]], path: Path) -> None:
     axes.set_ylabel("octaves below the layer's largest |gradient|")
     axes.set_title("max |gradient| of each channel; lines: upper ends of the groups in use", fontsize=10)
     axes.grid(axis="y", alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
