@@ -83,7 +83,9 @@ def test_another_seed_gives_other_weights(tmp_path, finished):
     assert not torch.equal(a["model/fc.weight"], b["model/fc.weight"])
 
 
-@pytest.mark.parametrize(("scheme", "optimizer"), [("float", "adamw"), ("int4", "sgd")])
+@pytest.mark.parametrize(
+    ("scheme", "optimizer"), [("float", "adamw"), ("int4", "sgd"), ("int4", "adamw8bit"), ("int4", "adamw4bit")]
+)
 def test_kill_in_the_middle_of_an_epoch_then_resume_equals_undisturbed(tmp_path, scheme, optimizer):
     settings = {"optimizer": optimizer, "batch_size": 64, "log_every": 4}
     command = [sys.executable, "-m", "subbyte.cli", "train", "--scheme", scheme, "--epochs", "2", "--threads", "1"]
@@ -110,6 +112,8 @@ def test_kill_in_the_middle_of_an_epoch_then_resume_equals_undisturbed(tmp_path,
     train(config, killed, resume=True, console=quiet())
     train(config, whole, console=quiet())
     assert_same_run(whole, killed)
+    state = Checkpoint.load(whole / "last.safetensors").optimizer.values()
+    assert any(tensor.dtype == torch.uint8 for tensor in state) == optimizer.endswith("bit")
 
 
 def test_pausing_again_and_again_changes_nothing(tmp_path, finished):

@@ -30,7 +30,7 @@ def command(
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness [0].")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images in a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="The highest learning rate.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd or adamw.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, adamw, adamw8bit or adamw4bit (few-bit state).")] = None,
     momentum: Annotated[float | None, typer.Option(help="SGD's momentum, AdamW's beta1.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Not for biases and norm layers.")] = None,
     schedule: Annotated[str | None, typer.Option(help="cosine, onecycle or constant.")] = None,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG_VERSION = 1
-OPTIMIZERS = ("sgd", "adamw")
+OPTIMIZERS = ("sgd", "adamw", "adamw8bit", "adamw4bit")  # the last two: their state in 8 and 4 bits
 SCHEDULES = ("cosine", "onecycle", "constant")
 DEFAULT_TASK = "digits"
 DEFAULT_SCHEME = "int4"
@@ -114,7 +114,10 @@ class Config:
             f"unknown optimizer '{self.optimizer}'; {closest(self.optimizer, OPTIMIZERS)}",
         )
         need(self.schedule in SCHEDULES, f"unknown schedule '{self.schedule}'; {closest(self.schedule, SCHEDULES)}")
-        need(not (self.nesterov and self.optimizer == "adamw"), "nesterov belongs to sgd; set nesterov=False for adamw")
+        need(
+            not (self.nesterov and self.is_adamw),
+            f"nesterov belongs to sgd; set nesterov=False for {self.optimizer}",
+        )
         need(not (self.nesterov and self.momentum == 0), "nesterov needs a momentum above 0; set nesterov=False")
         need(
             0 <= self.warmup_epochs < self.epochs,
@@ -128,6 +131,11 @@ class Config:
             self.schedule != "constant" or self.warmup_epochs == 0,
             "the constant schedule has no warm-up: set warmup_epochs=0, or choose cosine",
         )
+
+    @property
+    def is_adamw(self) -> bool:
+        """Whether the optimizer is a form of AdamW, whatever the bits of its state."""
+        return self.optimizer.startswith("adamw")
 
     @classmethod
     def for_task(cls, task: str = DEFAULT_TASK, **overrides: Any) -> Config:
@@ -144,7 +152,7 @@ class Config:
             raise ValueError(f"unknown task '{task}'; {closest(task, _TASK_DEFAULTS)}")
         given = {name: value for name, value in overrides.items() if value is not None}
         settings: dict[str, Any] = {"task": task, **_TASK_DEFAULTS[task]}
-        if given.get("optimizer") == "adamw":
+        if given.get("optimizer", "").startswith("adamw"):
             settings.update(_ADAMW_DEFAULTS)
         if given.get("momentum") == 0:
             settings["nesterov"] = False

@@ -1,6 +1,7 @@
 """The optimizer and the schedule a Config names, and their state as flat tensors keyed by parameter name.
 
-Not here: anything about integers. Parameters are ordinary float tensors, so torch's own optimizers serve.
+Not here: anything about integers. Parameters are ordinary float tensors, so any optimizer serves; those that keep their
+state in few bits are in lowbit.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from subbyte.train.config import Config
+from subbyte.train.lowbit import flatten, make_low_bit, unflatten
 
 _WARMUP_START = 1e-3  # the first step's rate over lr: near zero, as LinearLR refuses zero itself
 
@@ -35,10 +37,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """SGD or AdamW over the model's parameters."""
+    """SGD or a form of AdamW over the model's parameters."""
     groups = parameter_groups(model, config.weight_decay)
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, 0.999))
+    if config.is_adamw:
+        settings: dict[str, Any] = dict(lr=config.lr, betas=(config.momentum, 0.999))
+        if config.optimizer == "adamw":
+            return torch.optim.AdamW(groups, **settings)
+        return make_low_bit(config.optimizer, groups, **settings)
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
 
 
@@ -80,12 +85,12 @@ def _named(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's tensors as {"<parameter name>/<state key>": tensor}."""
+    """The optimizer's state as {"<parameter name>/<state key>": tensor}, a packed one as "<...>/<state key>:<part>"."""
     tensors = {}
     for name, parameter in _named(model, optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"{name}/{key}"] = value
+            for part, tensor in flatten(value):
+                tensors[f"{name}/{key}:{part}" if part else f"{name}/{key}"] = tensor
     return tensors
 
 
@@ -104,11 +109,16 @@ def restore_optimizer(
     settings: list[dict[str, Any]],
 ) -> None:
     """Puts back what `optimizer_tensors` and `optimizer_settings` gave."""
-    state: dict[int, dict[str, Tensor]] = {}
-    index = {name: i for i, (name, _) in enumerate(_named(model, optimizer))}
+    parts: dict[tuple[str, str], dict[str, Tensor]] = {}
     for flat, tensor in tensors.items():
         name, _, key = flat.rpartition("/")
-        state.setdefault(index[name], {})[key] = tensor
+        key, _, part = key.partition(":")
+        parts.setdefault((name, key), {})[part] = tensor
+    numbered = {name: (i, parameter) for i, (name, parameter) in enumerate(_named(model, optimizer))}
+    state: dict[int, dict[str, Any]] = {}
+    for (name, key), values in parts.items():
+        i, parameter = numbered[name]
+        state.setdefault(i, {})[key] = unflatten(values, parameter)
     current = optimizer.state_dict()
     groups = [{**group, **saved} for group, saved in zip(current["param_groups"], settings)]
     for group in groups:
