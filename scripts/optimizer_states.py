@@ -3,7 +3,7 @@
     python scripts/optimizer_states.py
 
 Writes results/optimizers.jsonl, a row a figure, and results/optimizers.md. The optimizers of a case alternate in one
-process; a time is the median of the steps. Takes about three minutes on two cores.
+process; a time is the median of the steps. Takes about five minutes on two cores.
 """
 
 from __future__ import annotations

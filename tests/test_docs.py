@@ -14,11 +14,12 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_examples_of_the_page_on_quantizers_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("page", "examples"), [("quantizers", 15), ("optimizers", 8)])
+def test_the_examples_of_a_page_run(monkeypatch: pytest.MonkeyPatch, page: str, examples: int) -> None:
     monkeypatch.setattr(Quantizer, "registry", dict(Quantizer.registry))
-    result = doctest.testfile(str(ROOT / "docs" / "quantizers.md"), module_relative=False)
+    result = doctest.testfile(str(ROOT / "docs" / f"{page}.md"), module_relative=False)
     assert result.failed == 0
-    assert result.attempted > 15
+    assert result.attempted > examples
 
 
 def test_the_page_on_quantizers_names_every_one() -> None:
