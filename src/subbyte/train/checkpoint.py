@@ -1,6 +1,6 @@
 """Checkpoints: everything a run needs to go on, as one safetensors file; nothing is pickled.
 
-Tensors: `model/<state_dict key>`, `optimizer/<parameter name>/<state key>`, with `:<part>` behind it for a packed state,
+Tensors: `model/<state_dict key>`, `optimizer/<parameter name>/<state key>`, with `:<part>` behind it if it is packed,
 `rng/cpu` and `rng/cuda:<i>` (uint8). The rest (position in the run, sums of the unfinished epoch, schedule, config) is
 JSON in the file's header.
 A file is written aside, synced and renamed, so that a crash at any moment leaves the old one or the new one.
