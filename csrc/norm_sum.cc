@@ -103,10 +103,10 @@ struct Moments {
     i64 sum = 0, squares = 0, sum_above = 0, count_above = 0;
     i64 least = INT16_MAX, greatest = INT16_MIN;
 
-    void write(i64 n, u8 flip, bool l2, i64* total, i64* spread, i64* top) const {
+    void write(i64 n, u8 flip, bool l2, i64* total, i64* spread, i64* low, i64* high) const {
         *total = sum + n * flip;
         *spread = l2 ? n * squares - sum * sum : 2 * (n * sum_above - sum * count_above);
-        *top = std::max(n * greatest - sum, sum - n * least);
+        *low = least + flip, *high = greatest + flip;
     }
 };
 
@@ -124,7 +124,7 @@ Moments of_row(const NormSumKernels& kernel, const u8* q, u8 flip, i64 n, bool l
 
 void stats_by_slots(
     const NormSumKernels& kernel, const u8* q, u8 flip, const Shape& shape, bool l2, int workers, i64* total,
-    i64* spread, i64* top) {
+    i64* spread, i64* low, i64* high) {
     const Slots slots(shape);
     const i64 n = slots.count();
     PerWorker<i32> sums(n, workers, 0), sums_above(n, workers, 0), counts_above(n, workers, 0);
@@ -164,17 +164,17 @@ void stats_by_slots(
                 m.sum_above += sums_above.of(w)[s];
                 m.count_above += counts_above.of(w)[s];
             });
-        m.write(shape.count(), flip, l2, total + c, spread + c, top + c);
+        m.write(shape.count(), flip, l2, total + c, spread + c, low + c, high + c);
     }
 }
 
 }  // namespace
 }  // namespace sb
 
-// q: outer * channels * inner codes, at least one -> (S, A, M) of each channel.
+// q: outer * channels * inner codes, at least one -> (S, A, least, greatest) of each channel.
 SB_EXPORT const char* sb_norm_stats(
     const sb::u8* q, int is_signed, sb::i64 outer, sb::i64 channels, sb::i64 inner, int l2, sb::i64* total,
-    sb::i64* spread, sb::i64* top, int threads) {
+    sb::i64* spread, sb::i64* low, sb::i64* high, int threads) {
     using namespace sb;
     const auto kernel = stats_op.best();
     const Shape shape{outer, channels, inner};
@@ -185,10 +185,10 @@ SB_EXPORT const char* sb_norm_stats(
         parallel(workers, ceil_div(channels, group), [&](i64 task, int) {
             for (i64 c = task * group; c < std::min((task + 1) * group, channels); ++c)
                 of_row(*kernel.table, q + c * inner, flip, inner, l2)
-                    .write(inner, flip, l2, total + c, spread + c, top + c);
+                    .write(inner, flip, l2, total + c, spread + c, low + c, high + c);
         });
     } else {
-        stats_by_slots(*kernel.table, q, flip, shape, l2, workers, total, spread, top);
+        stats_by_slots(*kernel.table, q, flip, shape, l2, workers, total, spread, low, high);
     }
     return kernel.name;
 }

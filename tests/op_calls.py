@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from chain_calls import CALLS as CHAIN_CALLS
 from subbyte.numerics import IntFormat
 
 LAST = torch.channels_last
@@ -192,4 +193,5 @@ CALLS: dict[str, Callable[[int], list[tuple]]] = {
     )
 }
 CALLS["norm_stats_uncentred"] = norm_stats
+CALLS.update(CHAIN_CALLS)
 """op -> its argument lists; the number makes them larger, so that several threads have work."""

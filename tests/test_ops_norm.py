@@ -62,15 +62,15 @@ def statistic(rng, shape, dims, low=0.1, high=2.0) -> torch.Tensor:
 def test_stats_against_python(kind, fill, l2):
     shape, dims, _ = GEOMETRIES[kind]
     q = codes(np.random.default_rng(0), shape, fill)
-    total, spread, top = norm.norm_stats(q, dims, l2)
+    total, spread, least, greatest = norm.norm_stats(q, dims, l2)
     assert ops.last_kernel["norm_stats"] == "reference"
-    for t in (total, spread, top):
+    for t in (total, spread, least, greatest):
         assert t.dtype is torch.int64
         assert list(t.shape) == kept(shape, dims)
     for at, values in groups(q, dims).items():
         n, s = len(values), sum(values)
         assert int(total[at]) == s
-        assert int(top[at]) == max(abs(n * v - s) for v in values)
+        assert (int(least[at]), int(greatest[at])) == (min(values), max(values))
         if l2:
             assert int(spread[at]) == n * sum(v * v for v in values) - s * s
         else:
@@ -96,7 +96,7 @@ def test_uncentred_stats_against_python(kind, fill, l2):
 def test_stats_of_unsigned_codes():
     q = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (4, 50))).to(torch.uint8)
     for l2 in (False, True):
-        total, spread, _ = norm.norm_stats(q, [1], l2)
+        total, spread, _, _ = norm.norm_stats(q, [1], l2)
         for i, row in enumerate(q.tolist()):
             n, s = len(row), sum(row)
             assert int(total[i]) == s
@@ -110,9 +110,8 @@ def test_stats_at_the_largest_count(l2):
     n = norm.MAX_COUNT
     q = torch.full((1, n), 127, dtype=torch.int8)
     q[:, : n // 2] = -127
-    total, spread, top = norm.norm_stats(q, [1], l2)
-    assert int(total) == 0
-    assert int(top) == 127 * n
+    total, spread, least, greatest = norm.norm_stats(q, [1], l2)
+    assert (int(total), int(least), int(greatest)) == (0, -127, 127)
     assert int(spread) == (n * n * 127 * 127 if l2 else n * n * 127)
 
 
@@ -146,7 +145,8 @@ def test_apply_against_numpy(kind, bits, fill):
     rng, fmt = np.random.default_rng(2), IntFormat(bits)
     q = codes(rng, shape, fill)
     n = math.prod(shape[d] for d in dims)
-    total, _, top = norm.norm_stats(q, dims, False)
+    total, _, least, greatest = norm.norm_stats(q, dims, False)
+    top = torch.maximum(n * greatest - total, total - n * least)
     factor = (fmt.qmax * 65536 / top.clamp(min=1).double()).float()
     gamma_shape = kept(shape, param_dims)
     for q_gamma in (
@@ -166,7 +166,7 @@ def test_apply_against_numpy(kind, bits, fill):
 
 def test_apply_lets_nan_through_to_y_but_never_to_a_code():
     q = codes(np.random.default_rng(3), (2, 8))
-    total, _, _ = norm.norm_stats(q, [1], False)
+    total, *_ = norm.norm_stats(q, [1], False)
     one = torch.ones(1, 1)
     factor = torch.tensor([[math.nan], [math.inf]])
     y, k = norm.norm_apply(q, total, factor, 8, 4, one.to(torch.int8), one * math.nan, one)

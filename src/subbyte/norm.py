@@ -159,8 +159,8 @@ def _forward(qx: QTensor, q_gamma: QTensor, beta, geo: Geometry, scheme: NormSch
     """
     l2, fmt = scheme.kind == "l2", scheme.format("normalized")
     if geo.centred:
-        total, spread, top = norm_ops.norm_stats(qx.codes, list(geo.dims), l2)
-        count = n
+        total, spread, least, greatest = norm_ops.norm_stats(qx.codes, list(geo.dims), l2)
+        count, top = n, torch.maximum(n * greatest - total, total - n * least)
     else:
         spread, top = norm_ops.norm_stats_uncentred(qx.codes, list(geo.dims), l2)
         total, count = torch.zeros_like(spread), 1

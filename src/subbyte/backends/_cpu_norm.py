@@ -11,7 +11,7 @@ from ._native import INT, INT64, POINTER, function
 _OPERAND = (POINTER, INT64, INT64)  # values, channels, inner
 _MAX_COUNT = 1 << 24  # codes of one statistic, as in ops.norm
 
-_stats = function("sb_norm_stats", POINTER, INT, INT64, INT64, INT64, INT, POINTER, POINTER, POINTER, INT)
+_stats = function("sb_norm_stats", POINTER, INT, INT64, INT64, INT64, INT, *(POINTER,) * 4, INT)
 _grad_stats = function(
     "sb_norm_grad_stats", POINTER, POINTER, INT64, INT64, INT64, POINTER, INT64, *(POINTER,) * 5, INT
 )
@@ -27,7 +27,7 @@ _apply = function(
 _grad_apply = function("sb_norm_grad_apply", POINTER, POINTER, INT64, *_OPERAND * 5, INT, POINTER, INT)
 
 
-def norm_stats(q: Tensor, dims: list[int], l2: bool) -> tuple[Tensor, Tensor, Tensor]:
+def norm_stats(q: Tensor, dims: list[int], l2: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if not _are(q, dtypes=(torch.int8, torch.uint8)) or q.numel() == 0:
         return NotImplemented
     q = dense(q)
@@ -35,10 +35,10 @@ def norm_stats(q: Tensor, dims: list[int], l2: bool) -> tuple[Tensor, Tensor, Te
     axis = axes(q, kept)
     if axis is None or q.numel() // axis[0] > _MAX_COUNT:
         return NotImplemented
-    out = [torch.empty(shape, dtype=torch.int64) for _ in range(3)]
+    out = [torch.empty(shape, dtype=torch.int64) for _ in range(4)]
     signed = q.dtype == torch.int8
     done = call("norm_stats", _stats, q.data_ptr(), signed, *_whole(q, axis), l2, *(t.data_ptr() for t in out))
-    return (out[0], out[1], out[2]) if done else NotImplemented
+    return (out[0], out[1], out[2], out[3]) if done else NotImplemented
 
 
 def norm_apply(

@@ -1,5 +1,6 @@
 """The operations that a backend may accelerate. An op's body is its reference; dispatch.py says how one is chosen."""
 
+from . import chain
 from .conv import ConvParams, conv2d, conv2d_grad_input, conv2d_grad_weight
 from .dispatch import BackendError, last_kernel, note, recording, registered, use_backend
 from .matmul import ContractError, matmul, matmul_accumulators
@@ -11,6 +12,7 @@ __all__ = [
     "ContractError",
     "ConvParams",
     "amax",
+    "chain",
     "conv2d",
     "conv2d_grad_input",
     "conv2d_grad_weight",

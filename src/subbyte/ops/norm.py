@@ -39,18 +39,20 @@ def _keepdim(q: Tensor, dims) -> list[int]:
 
 
 def _stats_fake(q, dims, l2):
-    return tuple(q.new_empty(_keepdim(q, dims), dtype=torch.int64) for _ in range(3))
+    return tuple(q.new_empty(_keepdim(q, dims), dtype=torch.int64) for _ in range(4))
 
 
-@op("(Tensor q, int[] dims, bool l2) -> (Tensor, Tensor, Tensor)", _stats_fake)
-def norm_stats(q: Tensor, dims: list[int], l2: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(S, A, M): S = sum q, A = sum |n q - S| (l2: n sum q^2 - S^2), M = max |n q - S|; int64."""
+@op("(Tensor q, int[] dims, bool l2) -> (Tensor, Tensor, Tensor, Tensor)", _stats_fake)
+def norm_stats(q: Tensor, dims: list[int], l2: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(S, A, least, greatest): S = sum q, A = sum |n q - S| (l2: n sum q^2 - S^2), the extremes of q; int64."""
     n = count(q.shape, dims)
     wide = q.to(torch.int64)
     total = wide.sum(dims, keepdim=True)
-    deviation = (n * wide - total).abs()
-    spread = n * (wide * wide).sum(dims, keepdim=True) - total * total if l2 else deviation.sum(dims, keepdim=True)
-    return total, spread, deviation.amax(dims, keepdim=True)
+    if l2:
+        spread = n * (wide * wide).sum(dims, keepdim=True) - total * total
+    else:
+        spread = (n * wide - total).abs().sum(dims, keepdim=True)
+    return total, spread, wide.amin(dims, keepdim=True), wide.amax(dims, keepdim=True)
 
 
 def _uncentred_fake(q, dims, l2):
