@@ -92,7 +92,7 @@ class QuantizedNorm(torch.autograd.Function):
             if scheme.is_float:
                 y, mu, d, k = _float_forward(x, gamma, beta, geo, l2, eps)
             else:
-                q_gamma = _codes_of_gamma(gamma, x, scheme)
+                q_gamma = codes_of_gamma(gamma, x, scheme)
                 qx = _codes_of_input(x, geo, scheme, record)
                 y, mu, d, k = _forward(qx, q_gamma, beta, geo, scheme, n, eps)
                 k = ops.narrow(k, scheme.format("saved").bits)
@@ -136,7 +136,7 @@ def _codes_of_input(x: Tensor, geo: Geometry, scheme: NormScheme, record: LayerR
     return QTensor(q.codes.view(x.shape), q.scale.view(*lead, *q.scale.shape[1:]), q.format)
 
 
-def _codes_of_gamma(gamma: Tensor | None, x: Tensor, scheme: NormScheme) -> QTensor:
+def codes_of_gamma(gamma: Tensor | None, x: Tensor, scheme: NormScheme) -> QTensor:
     """gamma with one scale: constant inside every sum. Without gamma: the code 1 with scale 1."""
     fmt = scheme.format("weight")
     if gamma is None:
@@ -153,18 +153,30 @@ def _codes_of_gradient(g: Tensor, geo: Geometry, scheme: NormScheme, stream, rec
 
 
 def _forward(qx: QTensor, q_gamma: QTensor, beta, geo: Geometry, scheme: NormScheme, n: int, eps: float):
-    """On codes q, scale s: n (x - mu) = s (n q - S), mean|x - mu| = s A / n^2, var = s^2 (n sum q^2 - S^2) / n^2.
-
-    Without centring x = s q, mean|x| = s sum|q| / n, mean x^2 = s^2 sum q^2 / n.
-    """
-    l2, fmt = scheme.kind == "l2", scheme.format("normalized")
     if geo.centred:
-        total, spread, least, greatest = norm_ops.norm_stats(qx.codes, list(geo.dims), l2)
+        total, spread, least, greatest = norm_ops.norm_stats(qx.codes, list(geo.dims), scheme.kind == "l2")
         count, top = n, torch.maximum(n * greatest - total, total - n * least)
     else:
-        spread, top = norm_ops.norm_stats_uncentred(qx.codes, list(geo.dims), l2)
+        spread, top = norm_ops.norm_stats_uncentred(qx.codes, list(geo.dims), scheme.kind == "l2")
         total, count = torch.zeros_like(spread), 1
-    s = qx.scale.double()
+    mu, d, factor, scale = forward_constants(qx.scale, total, spread, top, count, n, geo, scheme, eps)
+    beta = torch.zeros([1] * qx.codes.ndim, device=qx.device) if beta is None else beta.float()
+    fmt = scheme.format("normalized")
+    y, k = norm_ops.norm_apply(qx.codes, total, factor, count, fmt.bits, q_gamma.codes, scale * q_gamma.scale, beta)
+    return y, mu, d, QTensor(k, scale, fmt)
+
+
+def forward_constants(
+    s: Tensor, total, spread, top, count: int, n: int, geo: Geometry, scheme: NormScheme, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(mu, D, factor, scale of xhat) from the sums of codes q with scale s: what norm_apply multiplies by.
+
+    n (x - mu) = s (n q - S), mean|x - mu| = s A / n^2, var = s^2 (n sum q^2 - S^2) / n^2; count = n.
+    Without centring x = s q, mean|x| = s sum|q| / n, mean x^2 = s^2 sum q^2 / n; count = 1.
+    top: the largest |count q - S| of each statistic.
+    """
+    l2, fmt = scheme.kind == "l2", scheme.format("normalized")
+    s = s.double()
     mu = s * total.double() / n
     spread = spread.double() / (float(count) * n)
     d = denominator(s * s * spread if l2 else s * spread, eps, l2)
@@ -174,26 +186,31 @@ def _forward(qx: QTensor, q_gamma: QTensor, beta, geo: Geometry, scheme: NormSch
     reach = torch.where(reach < numerics.RANGE_FLOOR, torch.zeros_like(reach), reach)
     factor = unit * numerics.inverse_step(reach, fmt).double()
     factor = factor.nan_to_num(nan=0.0, posinf=0.0).float()
-    scale = numerics.step(reach, fmt)
-    beta = torch.zeros([1] * qx.codes.ndim, device=qx.device) if beta is None else beta.float()
-    y, k = norm_ops.norm_apply(qx.codes, total, factor, count, fmt.bits, q_gamma.codes, scale * q_gamma.scale, beta)
-    return y, mu, d, QTensor(k, scale, fmt)
+    return mu, d, factor, numerics.step(reach, fmt)
 
 
 def _backward(qg: QTensor, k: QTensor, q_gamma: QTensor, d: Tensor, geo: Geometry, l2: bool, n: int):
     sum_h, sum_hk, sum_t, sum_g, sum_gk = norm_ops.norm_grad_stats(
         qg.codes, k.codes, q_gamma.codes, list(geo.dims), list(geo.param_dims)
     )
-    sk = k.scale.double()
-    a = (qg.scale.double() * q_gamma.scale.double() / d).float()
+    constants = gradient_constants(qg.scale, k.scale, q_gamma.scale, d, sum_h, sum_hk, sum_t, n, geo, l2)
+    dx = norm_ops.norm_grad_apply(qg.codes, k.codes, q_gamma.codes, *constants, l2)
+    return dx, sum_gk.float() * (qg.scale * k.scale), sum_g.float() * qg.scale
+
+
+def gradient_constants(
+    s_g: Tensor, s_k: Tensor, s_gamma: Tensor, d: Tensor, sum_h, sum_hk, sum_t, n: int, geo: Geometry, l2: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(a, u, v, t) of norm_grad_apply, from the sums of norm_grad_stats and the scales of g, xhat and gamma."""
+    sk = s_k.double()
+    a = (s_g.double() * s_gamma.double() / d).float()
     u = (sum_h.double() / n).float()
     mean_hk = sk * sum_hk.double() / n
     v = (sk * mean_hk if l2 else L1_FACTOR * mean_hk).float()
     t = torch.zeros_like(u) if l2 else (sum_t.double() / n).float()
     if not geo.centred:
         u, t = torch.zeros_like(u), torch.zeros_like(t)
-    dx = norm_ops.norm_grad_apply(qg.codes, k.codes, q_gamma.codes, a, u, v, t, l2)
-    return dx, sum_gk.float() * (qg.scale * k.scale), sum_g.float() * qg.scale
+    return a, u, v, t
 
 
 def _float_forward(x: Tensor, gamma, beta, geo: Geometry, l2: bool, eps: float):
@@ -238,7 +255,7 @@ class FrozenNorm(torch.autograd.Function):
                 q, weight = x.to(wide), 1.0 if gamma is None else gamma.double()
             else:
                 quantizer = scheme.quantizer("input", geo.input_axis)
-                q, weight = quantizer(x), _codes_of_gamma(gamma, x, scheme).dequantize(torch.float64)
+                q, weight = quantizer(x), codes_of_gamma(gamma, x, scheme).dequantize(torch.float64)
                 record.measure("activation", x, q, quantizer)
             slope = weight / d
             offset = -mean * slope if beta is None else beta.double() - mean * slope

@@ -22,6 +22,9 @@ class AbsMax(Quantizer):
     def ranges(self, x: Tensor) -> tuple[Tensor, None, int]:
         return ops.amax(x, ops.WHOLE), None, 0
 
+    def ranges_from_channels(self, r_k: Tensor) -> tuple[Tensor, None, int]:
+        return r_k.amax(list(range(r_k.ndim)), keepdim=True), None, 0
+
 
 @dataclass(frozen=True)
 class PerChannel(Quantizer):
@@ -35,6 +38,9 @@ class PerChannel(Quantizer):
 
     def ranges(self, x: Tensor) -> tuple[Tensor, None, int]:
         return channel_ranges(x, self.axis), None, 0
+
+    def ranges_from_channels(self, r_k: Tensor) -> tuple[Tensor, None, int] | None:
+        return (r_k, None, 0) if self.axis == 1 else None
 
     def details(self) -> str:
         return f"axis {self.axis}"

@@ -72,6 +72,13 @@ class Quantizer:
         """(r float32 broadcastable to x, shift uint8 or None, max_shift): everything that the codes depend on."""
         raise NotImplementedError
 
+    def ranges_from_channels(self, r_k: Tensor) -> tuple[Tensor, Tensor | None, int] | None:
+        """ranges(x) of an x of which only r_k = amax(x, 1) is known; None from a quantizer that must see more of x.
+
+        r_k: float32, of x's rank, with a number for each index of axis 1 (or one for all, where one is enough).
+        """
+        return None
+
     def initial_state(self) -> Tensor | None:
         """The buffer that a layer keeps for this quantizer, before any data; None for one without memory."""
         return None

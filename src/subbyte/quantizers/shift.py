@@ -61,8 +61,13 @@ class ShiftQuant(Quantizer):
         return self.max_exponent if self.max_exponent is not None else 2 * (8 - self.bits)
 
     def ranges(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
-        r_k = channel_ranges(x, self.axis)
-        r = r_k.amax(self.axis, keepdim=True) if r_k.numel() else r_k.new_zeros([1] * x.ndim)
+        return self._ranges(channel_ranges(x, self.axis))
+
+    def ranges_from_channels(self, r_k: Tensor) -> tuple[Tensor, Tensor, int] | None:
+        return self._ranges(r_k) if self.axis == 1 else None
+
+    def _ranges(self, r_k: Tensor) -> tuple[Tensor, Tensor, int]:
+        r = r_k.amax(self.axis, keepdim=True) if r_k.numel() else r_k.new_zeros([1] * r_k.ndim)
         octave = octaves(r_k, r, self.max_shift)
         shift = (
             octave
