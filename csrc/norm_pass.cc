@@ -102,6 +102,7 @@ SB_EXPORT const char* sb_norm_apply(
     sb::i64 scale_channels, sb::i64 scale_inner, const float* beta, sb::i64 beta_channels, sb::i64 beta_inner,
     sb::i64 count, int bits, float* y, sb::i8* k, int threads) {
     using namespace sb;
+    if (n == 0) return apply_op.best().name;  // an operand may be empty too
     const bool narrow = fits_in_32_bits(count, total, stat_channels);
     Layout layout(n);
     const Field<i32> totals(layout, converted<i32>(total, stat_channels), stat_channels, stat_inner);
@@ -152,6 +153,7 @@ SB_EXPORT const char* sb_norm_grad_apply(
     const float* v, sb::i64 v_channels, sb::i64 v_inner, const float* t, sb::i64 t_channels, sb::i64 t_inner, int l2,
     float* dx, int threads) {
     using namespace sb;
+    if (n == 0) return grad_op.best().name;
     Layout layout(n);
     const Field<i32> gammas(layout, converted<i32>(gamma, gamma_channels), gamma_channels, gamma_inner);
     const Field<float> as(layout, a, a_channels, a_inner), us(layout, u, u_channels, u_inner);

@@ -23,7 +23,7 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_codes(packed: Tensor, numel: int, bits: int, signed: bool) -> Tensor:
-    if not _is_bytes(packed) or packed.numel() * 8 < numel * bits:
+    if not _is_bytes(packed) or packed.numel() != -(-numel * bits // 8):
         return NotImplemented
     codes = torch.empty(numel, dtype=IntFormat(bits, signed).dtype)
     packed = packed.contiguous()

@@ -56,5 +56,5 @@ def shifted(codes: Tensor, shift: Tensor | None, max_shift: int, dtype: torch.dt
 
 def epilogue(acc: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """float32(acc) * scale, then + bias, in that order. acc: exact integers, in a float or an integer dtype."""
-    out = acc.to(torch.float32) * scale
+    out = (acc.to(torch.float32) + 0.0) * scale  # a float sum may be -0, which no integer is; -0 + 0 is 0
     return out if bias is None else out + bias.to(torch.float32)

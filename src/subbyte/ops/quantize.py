@@ -97,8 +97,11 @@ def _unpack_fake(packed, numel, bits, signed):
 
 @op("(Tensor packed, int numel, int bits, bool signed) -> Tensor", _unpack_fake)
 def unpack_codes(packed: Tensor, numel: int, bits: int, signed: bool) -> Tensor:
-    """The inverse of pack_codes. uint8 (packed_bytes,) -> codes (numel,)."""
+    """The inverse of pack_codes. uint8 (packed_bytes,) -> codes (numel,). ValueError for another number of bytes."""
     dtype = IntFormat(bits, signed).dtype
+    if packed.numel() != packed_bytes(numel, bits):
+        needed = packed_bytes(numel, bits)
+        raise ValueError(f"{numel} codes of {bits} bits are {needed} bytes, not {packed.numel()}")
     if bits == 8:
         return packed.view(dtype).clone()
     groups = -(-numel // _GROUP)
