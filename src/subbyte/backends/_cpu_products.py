@@ -97,7 +97,7 @@ def _product(op: str, a, ea, a_bits, a_signed, a_max, b, eb, b_bits, b_signed, b
             *[0] * (4 * (MAX_LEADING - len(lead))),
         ],
     )
-    return out if call(op, _gemm, fields.buffer_info()[0]) else NotImplemented
+    return out if call(op, _gemm, fields.tobytes()) else NotImplemented
 
 
 def int_matmul(a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift) -> Tensor:
@@ -157,7 +157,7 @@ def _convolution(
             *(*stride, *padding, *dilation, groups, width == "int64"),
         ],
     )
-    return out if call(op, kernel, fields.buffer_info()[0]) else NotImplemented
+    return out if call(op, kernel, fields.tobytes()) else NotImplemented
 
 
 _REDUCED = {"xw": (1, 1), "gw": (1, 0), "gx": (0, 0)}

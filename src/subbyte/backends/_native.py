@@ -112,10 +112,13 @@ def forced_isa(name: str | None) -> Iterator[None]:
 
 def kernels() -> list[tuple[str, str, str]]:
     """(op, kernel, ISA) of everything in the library, for tables and tests."""
+    if lib is None:
+        return []
+    columns = [function(f"sb_kernel_{column}", INT) for column in ("op", "name", "isa")]
     rows: list[tuple[str, str, str]] = []
-    op, kernel, isa = ctypes.c_char_p(), ctypes.c_char_p(), ctypes.c_int()
-    while lib is not None and lib.sb_kernel(len(rows), ctypes.byref(op), ctypes.byref(kernel), ctypes.byref(isa)):
-        rows.append(((op.value or b"").decode(), (kernel.value or b"").decode(), lib.sb_isa_name(isa.value).decode()))
+    while (row := [column(len(rows)) for column in columns])[0] is not None:
+        op, kernel, isa = (cell.decode() for cell in row if cell is not None)
+        rows.append((op, kernel, isa))
     return rows
 
 
