@@ -115,6 +115,9 @@ SB_EXPORT int sb_force_isa(const char* name) {
     return 0;
 }
 
+// The kernel that `op` runs now; nullptr for an op without one.
+SB_EXPORT const char* sb_best_kernel(const char* op) { return sb::best_kernel(op).name; }
+
 // The table: op, name and ISA of the i-th registered kernel; nullptr past the end.
 static const sb::Entry* entry(int i) { return i >= 0 && i < sb::entry_count ? &sb::entries[i] : nullptr; }
 SB_EXPORT const char* sb_kernel_op(int i) { return entry(i) ? entry(i)->op : nullptr; }

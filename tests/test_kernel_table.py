@@ -6,13 +6,15 @@ on many more shapes is in test_backend_cpu_*.py.
 
 from __future__ import annotations
 
+import doctest
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from kernel_table import EVERY_ISA, isas_of_cpu
+from kernel_table import EVERY_ISA, isas_of_cpu, kernel_for
 from subbyte import ops
 from subbyte.backends import _native, cpu
 from subbyte.numerics import IntFormat
@@ -140,6 +142,15 @@ def test_every_row_runs_and_equals_the_reference(row):
                                theirs.view(torch.int32) if theirs.is_floating_point() else theirs)  # fmt: skip
 
 
+def test_the_best_kernel_is_that_of_the_highest_isa():
+    for isa in _native.isas():
+        with _native.forced_isa(isa):
+            for op in OWN["portable"]:
+                assert _native.best_kernel(op) == kernel_for(op, isa)
+    with pytest.raises(KeyError):
+        _native.best_kernel("gemv")
+
+
 def test_each_isa_has_its_kernels():
     """Of the ISAs that this library was compiled for; names are unique and say the ISA."""
     rows = _native.kernels()
@@ -158,6 +169,14 @@ def test_the_library_finds_what_the_cpu_has(request):
 
 def test_isas_are_in_the_order_of_preference():
     assert [isa for isa in EVERY_ISA if isa in _native.isas()] == list(_native.isas())
+
+
+def test_the_page_on_kernels_names_every_isa_and_its_examples_run():
+    page = Path(__file__).parents[1] / "docs" / "kernels.md"
+    assert all(f"| `{isa}` |" in page.read_text() for isa in EVERY_ISA)
+    result = doctest.testfile(str(page), module_relative=False)
+    assert result.attempted > 2
+    assert result.failed == 0
 
 
 def code_of(symbol: str) -> list[str]:

@@ -110,6 +110,14 @@ def forced_isa(name: str | None) -> Iterator[None]:
         force_isa(os.environ.get(ISA_VARIABLE))
 
 
+def best_kernel(op: str) -> str:
+    """The kernel of the table's `op` that a call takes now. KeyError for an op that has none."""
+    name = function("sb_best_kernel", NAME)(op.encode())
+    if name is None:
+        raise KeyError(op)
+    return name.decode()
+
+
 def kernels() -> list[tuple[str, str, str]]:
     """(op, kernel, ISA) of everything in the library, for tables and tests."""
     if lib is None:
