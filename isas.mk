@@ -1,4 +1,4 @@
-# Kernels of other machines under the tests of this one: included by the Makefile, which sets BIN and the target `setup`.
+# Other machines' kernels under this one's tests: included by the Makefile, which sets BIN and the target `setup`.
 #
 # The kernels are compiled for the other machine, the way that a wheel is, and run in a process of their own; torch, the
 # wrappers and the reference stay in Python here (tests/native_runner.py).
@@ -24,9 +24,9 @@ test-arm: setup arm-tools ## Run the kernels' tests on an ARMv8 build, emulated
 arm-tools:
 	@if command -v aarch64-linux-gnu-g++ && command -v qemu-aarch64; then exit 0; fi >/dev/null; \
 	if ! command -v apt-get >/dev/null; then \
-	  echo "make test-arm needs aarch64-linux-gnu-g++ and qemu-aarch64, and there is no apt-get to install them with"; exit 1; fi; \
+	  echo "make test-arm needs aarch64-linux-gnu-g++ and qemu-aarch64: install them; here is no apt-get"; exit 1; fi; \
 	if [ "$$(id -u)" = 0 ]; then as=; elif command -v sudo >/dev/null; then as=sudo; else \
-	  echo "make test-arm has to install g++-aarch64-linux-gnu and qemu-user: run it as root, or install them first"; exit 1; fi; \
+	  echo "make test-arm wants to install g++-aarch64-linux-gnu and qemu-user: run it as root"; exit 1; fi; \
 	$$as apt-get update -qq && $$as apt-get install -y -qq g++-aarch64-linux-gnu qemu-user
 
 # AVX-VNNI where the CPU has only AVX-512's VNNI: the same kernels, in that encoding (csrc/subbyte.h).
