@@ -5,9 +5,6 @@
 #include "amax.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <limits>
 #include <vector>
 
 #include "cpu_features.h"
@@ -22,15 +19,6 @@ constexpr i64 kBlock = 1 << 15;   // floats in a task: 128 KiB, many tasks for a
 constexpr i64 kGrain = 1 << 15;   // below this a second thread costs more than it saves
 constexpr i64 kShortRun = 16;     // shorter runs are handled as columns
 constexpr i64 kMinColumns = 256;  // narrow columns are taken several rows at a time, so that vectors fill
-
-// numerics.range_from_bits
-float range_from_bits(i32 bits) {
-    const float floor = 0x1p-80f;  // numerics.RANGE_FLOOR
-    float r;
-    std::memcpy(&r, &bits, sizeof r);
-    if (!std::isfinite(r)) return std::numeric_limits<float>::quiet_NaN();
-    return r < floor ? 0.0f : r;
-}
 
 }  // namespace
 }  // namespace sb

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "amax.h"
+
 namespace sb {
 namespace {
 
@@ -31,7 +33,7 @@ WindowAxis WindowAxis::grad_input(i64 src, i64 dst, i64 taps, i64 stride, i64 pa
     WindowAxis axis{src, dst, 1, stride, 0, 0, {}};
     for (i64 f = 0; f < std::min(stride, dst); ++f) {
         Phase phase{f, ceil_div(dst - f, stride), {}};
-        for (i64 r = 0; r < taps; ++r) {
+        for (i64 r = taps; r-- > 0;) {  // by rising offset, as in output()
             const i64 at = f + padding - r * dilation;
             if (at % stride == 0) phase.taps.push_back({r, at / stride});
         }
@@ -57,6 +59,18 @@ std::vector<int> Window::left(const ConvCall& c, i64 group) const {
     const u8 *ea = c.a.exponents(), *eb = c.b.exponents();
     return left_shifts(sources, ea ? ea + group * sources : nullptr, static_cast<int>(c.a.max_shift),
                        eb ? eb + group * shift_step_b : nullptr, static_cast<int>(c.b.max_shift));
+}
+
+ChannelMaxima::ChannelMaxima(const ConvCall& call, i64 slots, int threads)
+    : ranges_(reinterpret_cast<float*>(call.amax)), stride_(round_up<i64>(slots, 16)) {  // a cache line each
+    if (ranges_) maxima_.assign(static_cast<size_t>(stride_ * threads), 0);
+}
+
+void ChannelMaxima::write_one(i64 channel, i64 slot) const {
+    i32 most = 0;
+    for (size_t at = static_cast<size_t>(slot); at < maxima_.size(); at += static_cast<size_t>(stride_))
+        most = std::max(most, maxima_[at]);
+    ranges_[channel] = range_from_bits(most);
 }
 
 bool by_planes(const ConvCall& c) { return c.groups > 1 && c.c / c.groups <= 2 && c.o / c.groups <= 2; }

@@ -20,6 +20,7 @@ struct ConvCall {
     i64 n, c, h, w, o, p, q, r, s;
     i64 stride[2], padding[2], dilation[2], groups;
     i64 wide;  // may a sum leave int32?
+    i64 amax;  // float[channels of the output]: the range of each is wanted as well; or 0
 
     const float* scales() const { return reinterpret_cast<const float*>(scale); }
     float* floats() const { return reinterpret_cast<float*>(out); }
@@ -55,6 +56,25 @@ struct Window {
     i64 weight_stride[5];
     i64 shift_step_b;  // the weight's exponents of group i begin at i * this
     std::vector<int> left(const ConvCall& call, i64 group) const;
+};
+
+// The range of each output channel, found while it is stored: maxima for each worker, merged at the end.
+class ChannelMaxima {
+public:
+    ChannelMaxima(const ConvCall& call, i64 slots, int threads);
+    i32* of(int worker) { return maxima_.empty() ? nullptr : maxima_.data() + worker * stride_; }
+    // channel c has slot(c)
+    template <class SlotOf>
+    void write(i64 channels, const SlotOf& slot) const {
+        for (i64 c = 0; !maxima_.empty() && c < channels; ++c) write_one(c, slot(c));
+    }
+
+private:
+    void write_one(i64 channel, i64 slot) const;
+
+    float* ranges_;
+    i64 stride_;
+    std::vector<i32> maxima_;
 };
 
 // Groups of a channel or two: each plane on its own, without words. Returns nullptr where a kernel is too large for

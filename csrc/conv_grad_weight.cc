@@ -259,8 +259,8 @@ private:
                 scale[o] = call_.scales()[(first + std::min(o, outputs_ - 1)) * call_.scale_stride[0] +
                                           c * call_.scale_stride[1]];
             float* out = call_.floats() + (first * inputs_ + c) * taps_;
-            k_.finish({total + (c - c0) * taps_ * padded_ * element_, call_.wide != 0, padded_, rows * taps_, outputs_,
-                       nullptr, scale, nullptr, out, 1, inputs_ * taps_});
+            k_.finish({total + (c - c0) * taps_ * padded_ * element_, call_.wide != 0, padded_, rows * taps_,
+                       {nullptr, scale, nullptr, nullptr, outputs_}, out, 1, inputs_ * taps_});
         }
     }
 

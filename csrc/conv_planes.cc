@@ -2,6 +2,7 @@
 //
 // A product of words would multiply zeros here: it wants 4 source channels and 16 target channels in every group.
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "conv.h"
@@ -60,7 +61,8 @@ const char* window_by_planes(const ConvCall& call, bool backward, int threads) {
     // rows of sums is never read.
     const i64 wide = (cols.count() - 1) * cols.src_step + cols.high - cols.low + 1;
     const i64 width = round_up(wide, cols.src_step), pitch = rows.src_step * width / cols.src_step;
-    parallel(threads, plane ? call.n * channels : 0, [&](i64 task, int) {
+    ChannelMaxima maxima(call, channels, threads);
+    parallel(threads, plane ? call.n * channels : 0, [&](i64 task, int worker) {
         const i64 n = task / channels, target = task % channels, group = target / window.targets;
         i64* total = scratch<i64>(Slot::sums, plane);
         i32* acc = scratch<i32>(Slot::extra, rows.count() * pitch + cols.count());
@@ -92,11 +94,17 @@ const char* window_by_planes(const ConvCall& call, bool backward, int threads) {
         float* out =
             call.floats() + (call.channels_last ? n * plane * channels + target : (n * channels + target) * plane);
         const i64 step = call.channels_last ? channels : 1;
+        i32 most = 0;
         for (i64 i = 0; i < plane; ++i) {
-            const float y = static_cast<float>(total[i]) * scale;
-            out[i * step] = bias ? y + bias[target] : y;
+            const float product = static_cast<float>(total[i]) * scale, y = bias ? product + bias[target] : product;
+            out[i * step] = y;
+            i32 bits;
+            std::memcpy(&bits, &y, sizeof bits);
+            most = std::max(most, bits & 0x7FFFFFFF);
         }
+        if (i32* own = maxima.of(worker)) own[target] = std::max(own[target], most);
     });
+    maxima.write(channels, [](i64 c) { return c; });
     return kernel.name;
 }
 

@@ -10,6 +10,7 @@
 
 #include "conv.h"
 #include "cpu_features.h"
+#include "memory.h"
 #include "parallel.h"
 
 namespace sb {
@@ -33,11 +34,19 @@ public:
         for (const Phase& r : rows_.phases)
             for (const Phase& c : cols_.phases) phases_.push_back({&r, &c});
         width_ = (cols_.count() - 1) * cols_.src_step + cols_.high - cols_.low + 1;
+        channels_ = window_.targets * call.groups;
     }
 
     void run() {
-        if (call_.n == 0 || rows_.dst == 0 || cols_.dst == 0 || window_.targets == 0) return;
+        ChannelMaxima maxima(call_, call_.groups * padded_, threads_);
+        if (call_.n > 0 && rows_.dst > 0 && cols_.dst > 0 && window_.targets > 0) run(maxima);
+        maxima.write(channels_, [&](i64 c) { return c / window_.targets * padded_ + c % window_.targets; });
+    }
+
+private:
+    void run(ChannelMaxima& maxima) {
         pack_weights();
+        will_fill(call_.floats(), 4 * call_.n * channels_ * rows_.dst * cols_.dst);
         // Rows of i in a task: as many as the cache takes, few enough to give every thread some. Small images go
         // several at a time, so that a panel of weights is used for all of them while it is near.
         const i64 count = rows_.count(), want = 2 * threads_;
@@ -48,14 +57,13 @@ public:
         const i64 blocks = ceil_div(count, block);
         const i64 batch = balanced(call_.n, std::clamp<i64>(fit / count, 1, std::max<i64>(1, call_.n / want)));
         const i64 batches = ceil_div(call_.n, batch);
-        parallel(threads_, batches * blocks, [&](i64 task, int) {
+        parallel(threads_, batches * blocks, [&](i64 task, int worker) {
             const i64 i0 = task % blocks * block, n0 = task / blocks * batch;
             for (i64 g = 0; g < call_.groups; ++g)
-                convolve(n0, std::min(n0 + batch, call_.n), g, i0, std::min(i0 + block, count));
+                convolve(n0, std::min(n0 + batch, call_.n), g, i0, std::min(i0 + block, count), maxima.of(worker));
         });
     }
 
-private:
     struct PhasePair {
         const Phase *rows, *cols;
         i64 taps() const { return static_cast<i64>(rows->taps.size() * cols->taps.size()); }
@@ -64,6 +72,7 @@ private:
         const i32* words;
         const i32* init;
         std::vector<Chunk> chunks;
+        i64 run;  // taps that follow each other in both operands, and so are one segment
     };
 
     i64 most_words() const {
@@ -77,7 +86,8 @@ private:
         i64 words = 0, inits = 0;
         for (const auto& plan : plans_)
             for (const PhasePair& phase : phases_) {
-                packed_.push_back({nullptr, nullptr, plan->chunks(phase.taps())});
+                packed_.push_back({nullptr, nullptr, plan->chunks(phase.taps()), 1});
+                merge_taps(packed_.back(), phase, plan->words());
                 words += phase.taps() * plan->words() * padded_;
                 inits += static_cast<i64>(packed_.back().chunks.size()) * padded_;
             }
@@ -92,6 +102,17 @@ private:
         const i64 parts = static_cast<i64>(packed_.size());
         const int threads = useful_threads(threads_, words, kGrain);
         parallel(threads, parts * panels_, [&](i64 task, int) { pack_panel(task / panels_, task % panels_); });
+    }
+
+    // A row of taps over pixels of words that touch is one run of words.
+    void merge_taps(Packed& packed, const PhasePair& phase, i64 words) const {
+        const auto& taps = phase.cols->taps;
+        const i64 run = static_cast<i64>(taps.size());
+        if (!pixel_major_ || packed.chunks.size() != 1 || run < 2 || phase.rows->taps.empty()) return;
+        for (i64 s = 1; s < run; ++s)
+            if (taps[s].offset != taps[s - 1].offset + 1) return;
+        packed.chunks[0] = {0, run * words, 0, static_cast<i64>(phase.rows->taps.size()), packed.chunks[0].shift};
+        packed.run = run;
     }
 
     void pack_panel(i64 part, i64 panel) const {
@@ -111,14 +132,21 @@ private:
                 at.push_back(to - begin);
                 to += plan.words() * ld;
             }
+        const std::vector<i64> segments = every(at, packed.run);
         Tile t{};
         t.b = begin;
         t.b_step = ld;
-        t.a_off = t.b_off = at.data();
+        t.a_off = t.b_off = segments.data();
         const Correction correct(k_, plan);
         for (size_t ch = 0; ch < packed.chunks.size(); ++ch)
             correct.columns(chunk_tile(t, packed.chunks[ch]), ld,
                             const_cast<i32*>(packed.init) + static_cast<i64>(ch) * padded_ + first);
+    }
+
+    static std::vector<i64> every(const std::vector<i64>& all, i64 step) {
+        std::vector<i64> some;
+        for (size_t i = 0; i < all.size(); i += static_cast<size_t>(step)) some.push_back(all[i]);
+        return some;
     }
 
     // Source rows [from, from + count) of an image, with their borders, as words.
@@ -152,7 +180,7 @@ private:
     }
 
     // Rows i of images [n0, n1).
-    void convolve(i64 n0, i64 n1, i64 group, i64 i0, i64 i1) const {
+    void convolve(i64 n0, i64 n1, i64 group, i64 i0, i64 i1, i32* amax) const {
         const Reduction& plan = *plans_[group];
         const i64 from = i0 * rows_.src_step + rows_.low;
         const i64 count = (i1 - 1 - i0) * rows_.src_step + rows_.high - rows_.low + 1;
@@ -160,8 +188,11 @@ private:
         const i64 image_words = count * width_ * plan.words(), image_sums = pixels * padded_;
         i32* source = scratch<i32>(Slot::left, (n1 - n0) * image_words);
         for (i64 n = n0; n < n1; ++n) pack_source(plan, n, group, from, count, source + (n - n0) * image_words);
-        const i64 sum_bytes = call_.wide ? 8 : 4;
-        u8* sums = static_cast<u8*>(scratch(Slot::sums, static_cast<size_t>(sum_bytes * (n1 - n0) * image_sums)));
+        // NHWC outputs are finished tile by tile; sums of NCHW outputs wait for whole rows of pixels.
+        const bool by_tile = call_.channels_last;
+        const i64 sum_bytes = call_.wide ? 8 : 4, kept = by_tile ? 0 : (n1 - n0) * image_sums;
+        u8* sums = static_cast<u8*>(scratch(Slot::sums, static_cast<size_t>(sum_bytes * kept)));
+        const std::vector<Epilogue> epilogues = make_epilogues(n0, n1, group, amax);
 
         const i64 pixel = 4 * (pixel_major_ ? plan.words() : 1), line = width_ * pixel;  // bytes
         std::vector<i64> a_off, b_off;
@@ -173,77 +204,118 @@ private:
             for (const Phase::Tap& r : phase.rows->taps)
                 for (const Phase::Tap& s : phase.cols->taps)
                     a_off.push_back((r.offset - rows_.low) * line + (s.offset - cols_.low) * pixel);
+            const std::vector<i64> a_segments = every(a_off, packed.run);
             for (i64 panel = 0; panel < panels_; ++panel) {
                 const i64 ld = panel_width(panel), first = panel * nr_;
                 b_off.clear();
                 for (i64 tap = 0; tap < phase.taps(); ++tap) b_off.push_back(tap * plan.words() * ld);
+                const std::vector<i64> b_segments = every(b_off, packed.run);
                 Tile t{};
                 t.b = packed.words + first * phase.taps() * plan.words();
                 t.b_step = ld;
                 t.a_row = cols_.src_step * pixel;
                 t.a_step = pixel_major_ ? 4 : 4 * count * width_;
-                t.c_row = cols_.step * padded_;
-                t.a_off = a_off.data();
-                t.b_off = b_off.data();
-                const i64 to = phase.rows->first * cols_.dst * padded_ + phase.cols->first * padded_ + first;
-                for (i64 i = 0; i < n1 - n0; ++i)
+                t.a_off = a_segments.data();
+                t.b_off = b_segments.data();
+                for (i64 i = 0; i < n1 - n0; ++i) {
+                    const i64 pixel0 = phase.rows->first * cols_.dst + phase.cols->first;
+                    Target to{nullptr, padded_, epilogues[i]};
+                    if (by_tile)
+                        to = {output(n0 + i, group, h0 * cols_.dst + pixel0) + first, channels_,
+                              part(epilogues[i], first, std::min(nr_, window_.targets - first))};
+                    else
+                        to.at = sums + sum_bytes * (i * image_sums + pixel0 * padded_ + first);
                     tiles(plan, packed, phase, t, reinterpret_cast<const u8*>(source + i * image_words), height,
-                          static_cast<int>(ld / k_.lanes), first, sums + i * image_sums * sum_bytes, to);
+                          static_cast<int>(ld / k_.lanes), first, to);
+                }
             }
         }
-        for (i64 n = n0; n < n1; ++n) finish(n, group, h0, pixels, sums + (n - n0) * image_sums * sum_bytes);
+        for (i64 n = n0; !by_tile && n < n1; ++n)
+            k_.finish({sums + sum_bytes * (n - n0) * image_sums, call_.wide != 0, padded_, pixels, epilogues[n - n0],
+                       output(n, group, h0 * cols_.dst), 1, rows_.dst * cols_.dst});
+    }
+
+    // Where tiles of a panel go: an NHWC output, or sums that k_.finish takes.
+    struct Target {
+        void* at;
+        i64 pixel;  // from one pixel to the next, in elements
+        Epilogue epilogue;
+    };
+
+    // A pixel of the output of a group, at its first channel.
+    float* output(i64 image, i64 group, i64 pixel) const {
+        const i64 plane = rows_.dst * cols_.dst, first = group * window_.targets;
+        return call_.floats() + (call_.channels_last ? (image * plane + pixel) * channels_ + first
+                                                     : (image * channels_ + first) * plane + pixel);
+    }
+
+    static Epilogue part(Epilogue e, i64 first, i64 cols) {
+        return {nullptr, e.col_scale + first, e.bias ? e.bias + first : nullptr, e.amax ? e.amax + first : nullptr,
+                cols};
+    }
+
+    // Of each image: a scale may differ between them.
+    std::vector<Epilogue> make_epilogues(i64 n0, i64 n1, i64 group, i32* amax) const {
+        const i64 first = group * window_.targets, sets = call_.scale_stride[0] ? n1 - n0 : 1;
+        float* scale = scratch<float>(Slot::scale, (sets + 1) * padded_);
+        float* bias = scale + sets * padded_;
+        const float* given = reinterpret_cast<const float*>(call_.bias);
+        std::vector<Epilogue> all;
+        for (i64 d = 0; given && d < padded_; ++d) bias[d] = given[first + std::min(d, window_.targets - 1)];
+        for (i64 i = 0; i < n1 - n0; ++i) {
+            float* own = scale + (i < sets ? i : 0) * padded_;
+            for (i64 d = 0; i < sets && d < padded_; ++d)
+                own[d] = call_.scales()[(n0 + i) * call_.scale_stride[0] +
+                                        (first + std::min(d, window_.targets - 1)) * call_.scale_stride[1]];
+            all.push_back({nullptr, own, given ? bias : nullptr, amax ? amax + group * padded_ : nullptr,
+                           window_.targets});
+        }
+        return all;
     }
 
     // All tiles of one panel and phase. Images 4 pixels wide fill a tile with several rows.
     void tiles(const Reduction& plan, const Packed& packed, const PhasePair& phase, Tile t, const u8* source,
-               i64 height, int vectors, i64 first, u8* sums, i64 to) const {
-        const i64 source_line = rows_.src_step * width_ * t.a_row / cols_.src_step,
-                  sums_line = rows_.step * cols_.dst * padded_;
+               i64 height, int vectors, i64 first, const Target& to) const {
+        const i64 source_line = rows_.src_step * width_ * t.a_row / cols_.src_step, row = cols_.step * to.pixel,
+                  line = rows_.step * cols_.dst * to.pixel;  // rows of a tile and lines of the image, from to.at on
         const bool narrow = phase.cols->count == 4;
+        const i64 group = narrow ? line : 4 * row, columns = vectors * k_.lanes;
         t.a_group = narrow ? source_line : 4 * t.a_row;
-        t.c_group = narrow ? sums_line : 4 * t.c_row;
         const i64 mr = k_.rows[vectors - 1];
         const i64 lines = narrow ? 1 : height, run = narrow ? 4 * height : phase.cols->count;
         const i64 tile_rows = narrow ? 4 * balanced(height, mr / 4) : balanced(run, mr);
         const Correction correct(k_, plan);
         std::vector<i32> row_sums(correct.has_rows() ? packed.chunks.size() * kMaxRows : 0);
+        const bool by_tile = call_.channels_last, at_once = in_one_run(packed.chunks, call_.wide, correct);
+        alignas(64) i64 buffer[kMaxRows * kMaxVectors * kMaxLanes];
+        const bool direct = at_once || !by_tile;
+        t.c_row = direct ? row : columns;
+        t.c_group = direct ? group : 4 * columns;
+        if (at_once) {  // the same call again and again: only where it reads and writes changes
+            t = chunk_tile(t, packed.chunks[0]);
+            t.init = packed.init + first;
+            if (by_tile) t.epilogue = &to.epilogue;
+        }
         for (i64 i = 0; i < lines; ++i)
             for (i64 j = 0; j < run; j += tile_rows) {
                 const int rows = static_cast<int>(std::min(tile_rows, run - j));
                 t.a = source + i * source_line + (narrow ? j / 4 * t.a_group : j * t.a_row);
-                const i64 at = to + i * sums_line + (narrow ? j / 4 * t.c_group : j * t.c_row);
-                void* acc = sums + (call_.wide ? 8 : 4) * at;
+                const i64 at = i * line + (narrow ? j / 4 * group : j * row);
+                if (at_once) {
+                    t.c = static_cast<i32*>(to.at) + at;
+                    k_.tile[vectors - 1][rows - 1](t);
+                    continue;
+                }
+                void* acc =
+                    direct ? static_cast<u8*>(to.at) + (call_.wide ? 8 : 4) * at : reinterpret_cast<u8*>(buffer);
                 for (size_t ch = 0; ch * kMaxRows < row_sums.size(); ++ch)
                     correct.rows(chunk_tile(t, packed.chunks[ch]), rows, &row_sums[ch * kMaxRows]);
                 run_chunks(k_, packed.chunks, call_.wide, t, rows, vectors, acc, packed.init + first, padded_,
                            row_sums.empty() ? nullptr : row_sums.data());
+                for (i64 r = 0, some = narrow ? 4 : rows; !direct && r < rows; r += some)
+                    k_.finish({reinterpret_cast<u8*>(buffer) + (call_.wide ? 8 : 4) * r * columns, call_.wide != 0,
+                               columns, some, to.epilogue, static_cast<float*>(to.at) + at + r / 4 * group, row, 1});
             }
-    }
-
-    // The sums of rows from h0 on -> the output.
-    void finish(i64 image, i64 group, i64 h0, i64 pixels, const void* sums) const {
-        const i64 channels = window_.targets * call_.groups, first = group * window_.targets,
-                  plane = rows_.dst * cols_.dst;
-        float* scale = scratch<float>(Slot::scale, 2 * padded_);
-        float* bias = scale + padded_;
-        const float* given = reinterpret_cast<const float*>(call_.bias);
-        for (i64 d = 0; d < padded_; ++d) {
-            const i64 c = first + std::min(d, window_.targets - 1);
-            scale[d] = call_.scales()[image * call_.scale_stride[0] + c * call_.scale_stride[1]];
-            bias[d] = given ? given[c] : 0.0f;
-        }
-        const i64 at = h0 * cols_.dst;
-        Finish f{
-            sums, call_.wide != 0, padded_, pixels, window_.targets, nullptr, scale, given ? bias : nullptr, nullptr, 1,
-            plane};
-        if (call_.channels_last) {
-            f.out = call_.floats() + (image * plane + at) * channels + first;
-            f.out_row = channels;
-            f.out_col = 1;
-        } else {
-            f.out = call_.floats() + (image * channels + first) * plane + at;
-        }
-        k_.finish(f);
     }
 
     const ConvCall& call_;
@@ -251,7 +323,7 @@ private:
     Window window_;
     const WindowAxis &rows_, &cols_;
     int threads_;
-    i64 nr_, padded_, panels_, width_;
+    i64 nr_, padded_, panels_, width_, channels_;
     bool pixel_major_;
     std::vector<std::unique_ptr<Reduction>> plans_;
     std::vector<PhasePair> phases_;

@@ -131,6 +131,7 @@ private:
         const i64 row = by_columns ? 4 : 4 * ld, step = by_columns ? 4 * ld : 4;
 
         const i64 most = p1 - p0, set = std::clamp<i64>(kBlockBytes / std::max<i64>(4 * nr_ * words_, 1), 1, most);
+        float row_scale[kMaxRows];
         std::vector<i32> row_sums(correct_.has_rows() ? chunks_.size() * kMaxRows : 0);
         const i64 height = balanced(m, mr_);
         for (i64 q0 = p0; q0 < p1; q0 += set)
@@ -148,33 +149,40 @@ private:
                 t.steps = words_;
                 for (size_t ch = 0; ch * kMaxRows < row_sums.size(); ++ch)
                     correct_.rows(chunk_tile(t, chunks_[ch]), rows, &row_sums[ch * kMaxRows]);
+                const float* scale = reinterpret_cast<const float*>(call_.a_scale) + at.a_scale;
+                for (int r = 0; call_.is_float && r < rows; ++r)
+                    row_scale[r] = scale[(m0 + i + r) * call_.a_scale_step];
                 for (i64 panel = q0; panel < std::min(q0 + set, p1); ++panel)
-                    one_tile(batch, t, m0 + i, rows, panel, at, row_sums.empty() ? nullptr : row_sums.data());
+                    one_tile(batch, t, m0 + i, rows, panel, row_scale, row_sums.empty() ? nullptr : row_sums.data());
             }
     }
 
-    void one_tile(i64 batch, Tile t, i64 m, int rows, i64 panel, const Offsets& at, const i32* row_sums) {
+    void one_tile(i64 batch, Tile& t, i64 m, int rows, i64 panel, const float* row_scale, const i32* row_sums) {
         t.b = panel_b(batch, panel);
         t.b_step = width(panel);
         const i64 n0 = panel * nr_, n = std::min(nr_, call_.n - n0), first = (batch * call_.m + m) * call_.n + n0;
         alignas(64) i64 buffer[kMaxRows * kMaxVectors * kMaxLanes];
-        void* acc = buffer;
-        // int32 sums of whole vectors go where they belong at once.
-        const bool in_place = !call_.is_float && !plan_.wide() && n == width(panel);
-        if (in_place) {
-            acc = reinterpret_cast<i32*>(call_.out) + first;
-            t.c_row = call_.n;
-            t.c_group = 4 * call_.n;
+        const int vectors = static_cast<int>(width(panel) / k_.lanes);
+        const float* cols = call_.is_float ? col_scale(batch) + n0 : nullptr;
+        const Epilogue epilogue{row_scale, cols, call_.bias ? cols + columns_ : nullptr, nullptr, n};
+        const i32* init = init_ + batch * init_size() + n0;
+        // int32 sums of whole vectors, and floats that need no second step, go where they belong at once.
+        const bool at_once = in_one_run(chunks_, plan_.wide(), correct_);
+        const bool in_place = call_.is_float ? at_once : !plan_.wide() && n == width(panel);
+        void* acc = in_place ? reinterpret_cast<i32*>(call_.out) + first : static_cast<void*>(buffer);
+        t.c_row = in_place ? call_.n : nr_;
+        t.c_group = 4 * t.c_row;
+        if (in_place && at_once) {  // without a copy of the tile: a store that is read in other pieces has to wait
+            t.epilogue = call_.is_float ? &epilogue : nullptr;
+            t.init = init;
+            t.c = static_cast<i32*>(acc);
+            k_.tile[vectors - 1][rows - 1](t);
+            return;
         }
-        run_chunks(k_, chunks_, plan_.wide(), t, rows, static_cast<int>(width(panel) / k_.lanes), acc,
-                   init_ + batch * init_size() + n0, columns_, row_sums);
+        run_chunks(k_, chunks_, plan_.wide(), t, rows, vectors, acc, init, columns_, row_sums);
         if (call_.is_float) {
-            float row_scale[kMaxRows];
-            const float* scale = reinterpret_cast<const float*>(call_.a_scale) + at.a_scale;
-            for (int i = 0; i < rows; ++i) row_scale[i] = scale[(m + i) * call_.a_scale_step];
-            const float* cols = col_scale(batch) + n0;
-            k_.finish({acc, plan_.wide(), nr_, rows, n, row_scale, cols, call_.bias ? cols + columns_ : nullptr,
-                       reinterpret_cast<float*>(call_.out) + first, call_.n, 1});
+            k_.finish({acc, plan_.wide(), nr_, rows, epilogue, reinterpret_cast<float*>(call_.out) + first, call_.n,
+                       1});
         } else if (!in_place) {
             const i64 size = plan_.wide() ? 8 : 4;
             for (int i = 0; i < rows; ++i)

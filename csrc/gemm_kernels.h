@@ -1,7 +1,7 @@
 // What an ISA brings to every product, matrix or convolution: a tile of multiply-accumulates and the passes around it.
 //
-// Codes are packed into 32-bit WORDS of consecutive reduced elements: 4 bytes for instructions that multiply u8 by s8
-// or s8 by s8, 2 int16 elsewhere. The left operand's words are broadcast one by one, the right operand's are read as vectors of W columns:
+// Codes are packed into 32-bit WORDS of consecutive reduced elements: 4 bytes for u8 x s8 instructions, 2 int16
+// elsewhere. The left operand's words are broadcast one by one, the right operand's are read as vectors of W columns:
 //     c[i, j] = init[j] + sum over segments, steps of dot(word of a at row i, word of b at column j)      modulo 2^32
 // A matrix product is one segment; a convolution has one for each tap; its weight gradient one for each row of pixels.
 // What is not here: which tiles there are (gemm.cc, conv_*.cc) and how a reduction is cut (gemm_plan.h).
@@ -11,12 +11,21 @@
 
 namespace sb {
 
-// Bytes are kept at an offset where their codes ask for it: code = u8 - 128, or code = s8 + 128.
+// Both operands of u8 x s8 are kept at an offset where their codes ask for it: a = a_u8 - 128, b = b_s8 + 128.
 constexpr i32 kOffset = 128;
 
 constexpr int kMaxRows = 16;    // MR of the tallest tile
 constexpr int kMaxVectors = 2;  // NR of the widest tile, in vectors
 constexpr int kMaxLanes = 16;   // W of the widest vector
+
+// How a tile's sums become floats as they are stored: float32(sum) * (row_scale[i] * col_scale[j]), then + bias[j].
+struct Epilogue {
+    const float* row_scale;  // or null
+    const float* col_scale;  // padded to whole vectors, as are bias and amax
+    const float* bias;       // or null
+    i32* amax;               // amax[j] = max(amax[j], bits of |out[i, j]|); or null
+    i64 cols;                // that are stored
+};
 
 struct Tile {
     i32* c;  // row i at c + (i / 4) * c_group + (i % 4) * c_row: rows of pixels that are 4 wide need no more
@@ -30,6 +39,7 @@ struct Tile {
     const i64* a_off;
     const i64* b_off;
     i64 segments, steps;
+    const Epilogue* epilogue;  // c takes floats, of as many columns as this says; null: c takes the sums
 };
 using TileFn = void (*)(const Tile&);
 
@@ -44,23 +54,21 @@ struct Codes {
     const i32* order;  // position -> k, or -1 for code 0; null for the identity
 };
 
-// out[i, j] = float32(acc[i, j]) * (row_scale[i] * col_scale[j]), then + bias[j]
+// The same for sums that lie in memory.
 struct Finish {
     const void* acc;  // int32, or int64 when wide; rows are acc_row apart and padded to whole vectors
     bool wide;
-    i64 acc_row, rows, cols;
-    const float* row_scale;  // or null
-    const float* col_scale;  // padded to whole vectors, as is bias
-    const float* bias;       // or null
+    i64 acc_row, rows;
+    Epilogue epilogue;
     float* out;
     i64 out_row, out_col;  // one of them is 1
+    i64 cols() const { return epilogue.cols; }
 };
 
 struct ProductKernels {
     int rows[kMaxVectors];               // MR of the tile that is 1 vector wide, and of the one that is 2 wide
     int lanes;                           // W
     int per_word;                        // reduced elements in a word
-    bool left_is_s8;                     // bytes of the left operand are s8, as those of the right one always are
     TileFn tile[kMaxVectors][kMaxRows];  // [vectors - 1][rows - 1]
     // words [j][position / per_word], rows of words ld apart
     void (*encode_rows)(const Codes&, i64 n, i64 words, void* dst, i64 ld);
@@ -72,7 +80,7 @@ struct ProductKernels {
     // acc[j] += w * x[j * step];  and  sum of g[j] * x[j * step]: what depthwise convolutions are made of
     void (*axpy)(i32* acc, const i32* x, i64 step, i32 w, i64 n);
     i64 (*dot)(const i32* g, const i32* x, i64 step, i64 n);
-    bool bytes() const { return per_word == 4; }
+    bool offsets() const { return per_word == 4; }
 };
 
 }  // namespace sb

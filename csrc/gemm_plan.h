@@ -51,7 +51,6 @@ private:
         i64 word, words;
         int rest;
     };
-    static Side side(const ProductKernels& kernels, bool wants_s8, Format codes, int folded);
     Codes codes(const Side& side, const std::vector<u8>& factor, const void* data, i64 outer, i64 inner) const;
 
     i64 k_, words_ = 0;
@@ -98,6 +97,11 @@ inline i64 balanced(i64 n, i64 most) { return n <= 0 ? 1 : ceil_div(n, ceil_div(
 // are acc's. From chunk to chunk init lies init_ld and row_sums (null: no correction of rows) kMaxRows further.
 void run_chunks(const ProductKernels& k, const std::vector<Chunk>& chunks, bool wide, Tile t, int rows, int vectors,
                 void* acc, const i32* init, i64 init_ld, const i32* row_sums);
+
+// Are the sums complete after one run of a tile, so that its epilogue may finish them?
+inline bool in_one_run(const std::vector<Chunk>& chunks, bool wide, const Correction& correct) {
+    return chunks.size() == 1 && !wide && chunks[0].shift == 0 && !correct.has_rows();
+}
 
 // The part of `t` that one chunk takes.
 Tile chunk_tile(Tile t, const Chunk& chunk);

@@ -193,5 +193,7 @@ CALLS: dict[str, Callable[[int], list[tuple]]] = {
     )
 }
 CALLS["norm_stats_uncentred"] = norm_stats
+CALLS["scaled_conv2d_amax"] = scaled_conv2d
+CALLS["scaled_conv2d_grad_input_amax"] = scaled_conv2d_grad_input
 CALLS.update(CHAIN_CALLS)
 """op -> its argument lists; the number makes them larger, so that several threads have work."""

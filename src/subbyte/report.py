@@ -122,6 +122,10 @@ def _conv_backward_flops(g, x, w, _bias, _stride, _pad, _dilation, transposed, _
     return 2 * (bool(mask[0]) + bool(mask[1])) * math.prod(x if transposed else g) * math.prod(w[1:])
 
 
+def _with_range(formula: Callable[..., int]) -> Callable[..., int]:
+    return lambda *args, out_shape, **kwargs: formula(*args, out_shape=out_shape[0], **kwargs)
+
+
 def _on_shapes(formula: Callable[..., int]) -> Callable[..., int]:
     def run(*args, out_val, **kwargs) -> int:
         shaped = tree_map_only(Tensor, lambda t: t.shape, (args, kwargs, out_val))
@@ -136,6 +140,8 @@ _PRODUCTS: dict[Any, Callable[..., int]] = {
     _OPS.scaled_conv2d: _conv_flops,
     _OPS.scaled_conv2d_grad_input: _grad_input_flops,
     _OPS.scaled_conv2d_grad_weight: _grad_weight_flops,
+    _OPS.scaled_conv2d_amax: _with_range(_conv_flops),
+    _OPS.scaled_conv2d_grad_input_amax: _with_range(_grad_input_flops),
     aten._int_mm: lambda a, b, *_r, out_shape=None, **_k: 2 * math.prod(a) * b[-1],
 }
 """The integer ones."""

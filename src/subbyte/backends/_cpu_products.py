@@ -97,7 +97,7 @@ def _product(op: str, a, ea, a_bits, a_signed, a_max, b, eb, b_bits, b_signed, b
             *[0] * (4 * (MAX_LEADING - len(lead))),
         ],
     )
-    return out if call(op, _gemm, fields.tobytes()) else NotImplemented
+    return out if call(op, _gemm, fields.buffer_info()[0]) else NotImplemented
 
 
 def int_matmul(a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift) -> Tensor:
@@ -122,13 +122,14 @@ def _like(a: Tensor, size: list[int]) -> tuple[Tensor, bool]:
 
 
 def _convolution(
-    op: str, kernel, roles: str, left: tuple, right: tuple, length, sizes, out, last, scale, bias, window
+    op: str, kernel, roles: str, left: tuple, right: tuple, length, sizes, out, last, scale, bias, window, ranges=None
 ) -> Tensor:
     """Call one of the three products. left, right: (codes, shift, bits, signed, max_shift), in the op's order.
 
     roles    which operands they are: of x, w and g
     length   of the reduction
     sizes    n, c, h, w, o, p, q, r, s
+    ranges   float32, one for each channel of `out`: takes the range of each as well
     """
     a, ea, fa = left[0], left[1], left[2:]
     b, eb, fb = right[0], right[1], right[2:]
@@ -154,21 +155,45 @@ def _convolution(
             *(a.data_ptr(), *a.stride(), _address(ea), *fa),
             *(b.data_ptr(), *b.stride(), _address(eb), *fb),
             *(scale.data_ptr(), *scale_step, _address(bias), out.data_ptr(), last, *sizes),
-            *(*stride, *padding, *dilation, groups, width == "int64"),
+            *(*stride, *padding, *dilation, groups, width == "int64", _address(ranges)),
         ],
     )
-    return out if call(op, kernel, fields.tobytes()) else NotImplemented
+    return out if call(op, kernel, fields.buffer_info()[0]) else NotImplemented
 
 
 _REDUCED = {"xw": (1, 1), "gw": (1, 0), "gx": (0, 0)}
 """The axis of each operand that a product reduces, besides pixels and taps: where a shift may lie."""
 
-_output = function("sb_conv2d", POINTER, INT)
-_grad_input = function("sb_conv2d_grad_input", POINTER, INT)
-_grad_weight = function("sb_conv2d_grad_weight", POINTER, INT)
+_output_kernel = function("sb_conv2d", POINTER, INT)
+_grad_input_kernel = function("sb_conv2d_grad_input", POINTER, INT)
+_grad_weight_kernel = function("sb_conv2d_grad_weight", POINTER, INT)
 
 
-def scaled_conv2d(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, stride, padding, dilation, groups):
+def scaled_conv2d(*args) -> Tensor:
+    return _conv2d("scaled_conv2d", None, *args)
+
+
+def scaled_conv2d_amax(*args) -> tuple[Tensor, Tensor]:
+    return _with_range(_conv2d, "scaled_conv2d_amax", args[5].shape[0], args)
+
+
+def scaled_conv2d_grad_input(*args) -> Tensor:
+    return _grad_input("scaled_conv2d_grad_input", None, *args)
+
+
+def scaled_conv2d_grad_input_amax(*args) -> tuple[Tensor, Tensor]:
+    return _with_range(_grad_input, "scaled_conv2d_grad_input_amax", args[11][1], args)
+
+
+def _with_range(product, op: str, channels: int, args: tuple) -> tuple[Tensor, Tensor]:
+    ranges = torch.empty((1, channels, 1, 1), dtype=torch.float32)
+    out = product(op, ranges, *args)
+    return NotImplemented if out is NotImplemented else (out, ranges)
+
+
+def _conv2d(
+    name, ranges, a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, stride, padding, dilation, groups
+):
     if a.ndim != 4:  # three spatial dimensions
         return NotImplemented
     (n, c, h, w), (o, inner, r, s) = a.shape, b.shape
@@ -179,11 +204,11 @@ def scaled_conv2d(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, s
     x, weight = (a, a_sh, a_b, a_s, a_e), (b, b_sh, b_b, b_s, b_e)
     sizes, window = (n, c, h, w, o, p, q, r, s), (stride, padding, dilation, groups)
     length = inner * r * s
-    return _convolution("scaled_conv2d", _output, "xw", x, weight, length, sizes, out, last, scale, bias, window)
+    return _convolution(op, _output_kernel, "xw", x, weight, length, sizes, out, last, scale, bias, window, ranges)
 
 
-def scaled_conv2d_grad_input(
-    a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups
+def _grad_input(
+    op, ranges, a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups
 ):
     if a.ndim != 4:  # three spatial dimensions
         return NotImplemented
@@ -191,8 +216,10 @@ def scaled_conv2d_grad_input(
     out, last = _like(a, size)
     g, weight = (a, a_sh, a_b, a_s, a_e), (b, b_sh, b_b, b_s, b_e)
     sizes, window = (n, c, h, w, o, p, q, r, s), (stride, padding, dilation, groups)
-    name, length = "scaled_conv2d_grad_input", o // groups * r * s
-    return _convolution(name, _grad_input, "gw", g, weight, length, sizes, out, last, scale, None, window)
+    length = o // groups * r * s
+    return _convolution(
+        name, _grad_input_kernel, "gw", g, weight, length, sizes, out, last, scale, None, window, ranges
+    )
 
 
 def scaled_conv2d_grad_weight(
@@ -205,7 +232,11 @@ def scaled_conv2d_grad_weight(
     g, x = (a, a_sh, a_b, a_s, a_e), (b, b_sh, b_b, b_s, b_e)
     sizes, window = (n, c, h, w, o, p, q, r, s), (stride, padding, dilation, groups)
     name, length = "scaled_conv2d_grad_weight", n * p * q
-    return _convolution(name, _grad_weight, "gx", g, x, length, sizes, out, False, scale, None, window)
+    return _convolution(name, _grad_weight_kernel, "gx", g, x, length, sizes, out, False, scale, None, window)
 
 
-OPS = (int_matmul, scaled_matmul, scaled_conv2d, scaled_conv2d_grad_input, scaled_conv2d_grad_weight)
+OPS = (
+    *(int_matmul, scaled_matmul),
+    *(scaled_conv2d, scaled_conv2d_amax, scaled_conv2d_grad_input, scaled_conv2d_grad_input_amax),
+    scaled_conv2d_grad_weight,
+)

@@ -1,7 +1,14 @@
 """The operations that a backend may accelerate. An op's body is its reference; dispatch.py says how one is chosen."""
 
 from . import chain
-from .conv import ConvParams, conv2d, conv2d_grad_input, conv2d_grad_weight
+from .conv import (
+    ConvParams,
+    conv2d,
+    conv2d_amax,
+    conv2d_grad_input,
+    conv2d_grad_input_amax,
+    conv2d_grad_weight,
+)
 from .dispatch import BackendError, last_kernel, note, recording, registered, use_backend
 from .matmul import ContractError, matmul, matmul_accumulators
 from .quantize import WHOLE, amax, narrow, pack, packed_bytes, quantize, unpack
@@ -14,7 +21,9 @@ __all__ = [
     "amax",
     "chain",
     "conv2d",
+    "conv2d_amax",
     "conv2d_grad_input",
+    "conv2d_grad_input_amax",
     "conv2d_grad_weight",
     "last_kernel",
     "matmul",

@@ -11,7 +11,7 @@ scale for each channel is an outer factor in all three products; with 1 < groups
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,8 +20,11 @@ from torch import Tensor
 from ..numerics import IntFormat, product_bound
 from ..qtensor import QTensor
 from . import exact
-from .dispatch import op
+from .dispatch import op, registered
 from .matmul import ContractError, check_bias
+
+CHANNEL = 1
+"""The axis of channels in x, g and y."""
 
 Sizes = tuple[int, ...]
 """A number for each spatial dimension: (height, width) of images."""
@@ -69,8 +72,9 @@ class ConvParams:
 _PAIR = (
     "Tensor a, Tensor? a_shift, int a_bits, bool a_signed, int a_max_shift, "
     "Tensor b, Tensor? b_shift, int b_bits, bool b_signed, int b_max_shift, "
-    "Tensor scale, {extra}int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"
+    "Tensor scale, {extra}int[] stride, int[] padding, int[] dilation, int groups)"
 )
+_OUTPUT, _GRADIENT = _PAIR.format(extra="Tensor? bias, "), _PAIR.format(extra="int[] size, ")
 
 
 def _scaled_conv2d_fake(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, stride, padding, dilation, groups):
@@ -78,7 +82,7 @@ def _scaled_conv2d_fake(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, b
     return _like(a, params.output_size(a.shape, b.shape))
 
 
-@op("(" + _PAIR.format(extra="Tensor? bias, "), _scaled_conv2d_fake)
+@op(f"({_OUTPUT} -> Tensor", _scaled_conv2d_fake)
 def scaled_conv2d(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, stride, padding, dilation, groups):
     """y = float32(acc) * scale + bias, acc = conv(x, w) << E_a + E_b. a = x, b = w; scale broadcasts to y; bias (O)."""
     unit = _unit(a_b, a_s, a_e, b_b, b_s, b_e) * math.prod(b.shape[2:])
@@ -99,7 +103,7 @@ def _grad_input_fake(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size
     return _like(a, size)
 
 
-@op("(" + _PAIR.format(extra="int[] size, "), _grad_input_fake)
+@op(f"({_GRADIENT} -> Tensor", _grad_input_fake)
 def scaled_conv2d_grad_input(
     a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups
 ):
@@ -121,7 +125,7 @@ def _grad_weight_fake(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, siz
     return a.new_empty(size, dtype=torch.float32)
 
 
-@op("(" + _PAIR.format(extra="int[] size, "), _grad_weight_fake)
+@op(f"({_GRADIENT} -> Tensor", _grad_weight_fake)
 def scaled_conv2d_grad_weight(
     a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups
 ):
@@ -135,6 +139,26 @@ def scaled_conv2d_grad_weight(
 
     acc = exact.chunked_sum(a.shape[0], unit, limit, part)
     return exact.epilogue(acc, scale, None).contiguous()
+
+
+def _with_range_fake(y: Tensor) -> tuple[Tensor, Tensor]:
+    return y, y.new_empty([n if i == CHANNEL else 1 for i, n in enumerate(y.shape)])
+
+
+@op(f"({_OUTPUT} -> (Tensor, Tensor)", lambda *args: _with_range_fake(_scaled_conv2d_fake(*args)))
+def scaled_conv2d_amax(*args) -> tuple[Tensor, Tensor]:
+    """(y, r): y = scaled_conv2d(args), r = amax(y, 1), which a kernel finds while it stores y."""
+    return _with_range(registered["scaled_conv2d"](*args))
+
+
+@op(f"({_GRADIENT} -> (Tensor, Tensor)", lambda *args: _with_range_fake(_grad_input_fake(*args)))
+def scaled_conv2d_grad_input_amax(*args) -> tuple[Tensor, Tensor]:
+    """(dx, r): dx = scaled_conv2d_grad_input(args), r = amax(dx, 1)."""
+    return _with_range(registered["scaled_conv2d_grad_input"](*args))
+
+
+def _with_range(y: Tensor) -> tuple[Tensor, Tensor]:
+    return y, registered["amax"](y, CHANNEL)
 
 
 def _backward(g, x, w, stride, padding, dilation, groups, which: int) -> Tensor:
@@ -180,25 +204,43 @@ def _like(a: Tensor, size) -> Tensor:
 
 def conv2d(x: QTensor, w: QTensor, bias: Tensor | None, params: ConvParams) -> Tensor:
     """y = conv(x, w) + bias in integers -> float32 (N, O, P, Q). ContractError where a scale varies inside the sum."""
+    return _conv2d(scaled_conv2d, x, w, bias, params)
+
+
+def conv2d_amax(x: QTensor, w: QTensor, bias: Tensor | None, params: ConvParams) -> tuple[Tensor, Tensor]:
+    """(y, r): y of conv2d, and r = amax(y, 1) without another pass over y: the range of each of its channels."""
+    return _conv2d(scaled_conv2d_amax, x, w, bias, params)
+
+
+def _conv2d(op: Callable, x: QTensor, w: QTensor, bias: Tensor | None, params: ConvParams):
     _check_shapes(x.shape, w.shape, params)
     check_bias(bias, w.shape[0])
     params.output_size(x.shape, w.shape)  # ValueError for a kernel that exceeds the input
     if params.spatial == 1:
-        return conv2d(_with_height(x), _with_height(w), bias, params.with_height()).squeeze(2)
+        return _without_height(_conv2d(op, _with_height(x), _with_height(w), bias, params.with_height()))
     x, w = x.fold_shift(1), w.fold_shift(1)
     inner = w.shape[1]
     _require_constant(x, 1, inner, "input")
     _require_constant(w, 1, inner, "weight")
     scale = _widen(x.scale, w.shape[0]) * w.scale.transpose(0, 1)
-    return scaled_conv2d(*_pair(x, w), _times(scale, x, w), bias, *params.flat())
+    return op(*_pair(x, w), _times(scale, x, w), bias, *params.flat())
 
 
 def conv2d_grad_input(g: QTensor, w: QTensor, size: Sequence[int], params: ConvParams) -> Tensor:
     """dx (N, C, H, W) of conv2d, float32. It reduces over O/groups, R, S: there g and w may both carry a shift."""
+    return _conv2d_grad_input(scaled_conv2d_grad_input, g, w, size, params)
+
+
+def conv2d_grad_input_amax(g: QTensor, w: QTensor, size: Sequence[int], params: ConvParams) -> tuple[Tensor, Tensor]:
+    """(dx, r): dx of conv2d_grad_input, and r = amax(dx, 1) without another pass over dx."""
+    return _conv2d_grad_input(scaled_conv2d_grad_input_amax, g, w, size, params)
+
+
+def _conv2d_grad_input(op: Callable, g: QTensor, w: QTensor, size: Sequence[int], params: ConvParams):
     _check_gradient(g.shape, size, w.shape, params)
     if params.spatial == 1:
         size = (*size[:2], 1, size[2])
-        return conv2d_grad_input(_with_height(g), _with_height(w), size, params.with_height()).squeeze(2)
+        return _without_height(_conv2d_grad_input(op, _with_height(g), _with_height(w), size, params.with_height()))
     g, w = g.fold_shift(1), w.fold_shift(0)
     inner = w.shape[0] // params.groups
     _require_constant(g, 1, inner, "gradient")
@@ -208,7 +250,7 @@ def conv2d_grad_input(g: QTensor, w: QTensor, size: Sequence[int], params: ConvP
         ones = [1] * params.spatial
         outer = outer.expand(params.groups, w.shape[1], *ones).reshape(1, size[1], *ones)
     scale = _widen(g.scale, size[1]) * outer
-    return scaled_conv2d_grad_input(*_pair(g, w), _times(scale, g, w), list(size), *params.flat())
+    return op(*_pair(g, w), _times(scale, g, w), list(size), *params.flat())
 
 
 def conv2d_grad_weight(g: QTensor, x: QTensor, size: Sequence[int], params: ConvParams) -> Tensor:
@@ -261,6 +303,10 @@ def _with_height(q: QTensor) -> QTensor:
     """(N, C, L) -> (N, C, 1, L), as views."""
     shift = None if q.shift is None else q.shift.unsqueeze(2)
     return replace(q, codes=q.codes.unsqueeze(2), scale=q.scale.unsqueeze(2), shift=shift)
+
+
+def _without_height(y: Tensor | tuple[Tensor, ...]):
+    return y.squeeze(2) if isinstance(y, Tensor) else tuple(part.squeeze(2) for part in y)
 
 
 def _check_shapes(x: Sequence[int], w: Sequence[int], params: ConvParams) -> None:
