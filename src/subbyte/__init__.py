@@ -5,12 +5,13 @@
     ...train as ever...
     print(sb.report(model, x, y, loss_fn))
 
-The floors, from the bottom: numerics, qtensor, observe, backends, ops, quantizers, scheme, autograd, norm, nn, convert,
-report; then data and models, train, cli.
+The floors, from the bottom: numerics, qtensor, observe, backends, ops, quantizers, scheme, autograd, norm, chain, nn,
+fusion, convert, report; then data and models, train, cli.
 """
 
 from . import nn, numerics, ops, quantizers
 from .convert import dequantize_, float_state_dict, quantize_
+from .fusion import Fusion, fuse_, unfuse_
 from .numerics import IntFormat, accumulator_bits
 from .observe import arm as observe
 from .qtensor import Emulated, PackedQTensor, QTensor
@@ -38,6 +39,7 @@ __all__ = [
     "AbsMax",
     "BlockHouseholder",
     "Emulated",
+    "Fusion",
     "GroupOracle",
     "IntFormat",
     "LayerScheme",
@@ -58,6 +60,7 @@ __all__ = [
     "accumulator_bits",
     "dequantize_",
     "float_state_dict",
+    "fuse_",
     "nn",
     "numerics",
     "observe",
@@ -65,4 +68,5 @@ __all__ = [
     "quantize_",
     "quantizers",
     "report",
+    "unfuse_",
 ]

@@ -8,6 +8,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from .fusion import unfuse_
 from .nn import REGISTRY, ProductLayer, QuantizedLayer
 from .nn.quantized import STATE_SUFFIX, change_class, original_type, quantized_class
 from .scheme import LayerScheme, NormScheme, Scheme
@@ -114,12 +115,14 @@ def dequantize_(model: nn.Module) -> nn.Module:
     """Undo quantize_, in place: torch's own layers with the same Parameters. Returns the model.
 
     A norm trained with L1 statistics that eval mode measures, too (LayerNorm, GroupNorm...), stays a subbyte layer, in
-    floats: torch has no layer that computes it. Adapters (add_lora_) are merged into their layers.
+    floats: torch has no layer that computes it. Adapters (add_lora_) are merged into their layers. A fused model is
+    unfused.
     Raises TypeError if no layer is quantized.
     """
     layers = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
     if not layers:
         raise TypeError("dequantize_: the model has no quantized layer")
+    unfuse_(model)
     for module in layers:
         float_class = module.release()
         if float_class is not None:

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .nn import QuantizedLayer
-from .tracing import IN_PLACE, hooked, trace
+from .tracing import hooked, may_mutate, trace
 
 _NONNEGATIVE_MODULES = {nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Softmax, nn.Hardsigmoid}
 _KEEPING_MODULES = {
@@ -99,7 +99,7 @@ def _nonnegative_in(graph: torch.fx.Graph, model: nn.Module) -> set[str]:
             inputs[name] = inputs.get(name, True) and good
         result = _is_nonnegative(node, modules, sign)
         shared = set().union(*(memory[n] for n in node.all_input_nodes))
-        if not result and _may_mutate(node, modules):
+        if not result and may_mutate(node, modules):
             for other in [n for n, m in memory.items() if m & shared]:
                 sign[other] = False
         sign[node] = result
@@ -152,21 +152,6 @@ def _numbers(node: torch.fx.Node) -> list[float]:
 
     look([*node.args, *node.kwargs.values()])
     return found
-
-
-def _may_mutate(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Could this call change one of its inputs in place?"""
-    if node.op == "call_module":
-        module = modules[str(node.target)]
-        return bool(getattr(module, "inplace", False)) or hooked(module)
-    if node.op == "call_method":
-        return str(node.target).endswith("_")
-    if node.op != "call_function":
-        return False
-    name = getattr(node.target, "__name__", "_")
-    foreign = hasattr(node.target, "__code__") and not str(node.target.__module__).startswith("torch")
-    flagged = any(v is True for v in (*node.args, *node.kwargs.values()))  # inplace=True, by place or by name
-    return name.endswith("_") or name in IN_PLACE or foreign or flagged or "out" in node.kwargs
 
 
 def _is_fresh(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:

@@ -29,24 +29,29 @@ class _Convolution(ProductLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         images, batched = as_batch(self, x, self.in_channels)
-        y = self.multiply(*self._pad(images))
+        products = self.products_of_input()
+        y = self.multiply(*(self._pad(images) if products is None else (images, products)))
         return y if batched else y.squeeze(0)
+
+    def products_of_input(self) -> ConvProducts | None:
+        if self.padding_mode != "zeros" or isinstance(self.padding, str):
+            return None
+        n = len(self.kernel_size)  # padding: not what __init__ made of it, networks are given other paddings later
+        params = ConvParams(each(self.stride, n), each(self.padding, n), each(self.dilation, n), self.groups)
+        return ConvProducts(params)
 
     def _pad(self, x: Tensor) -> tuple[Tensor, ConvProducts]:
         """Pad here what an integer convolution cannot: other values than zeros, and uneven sides of padding "same"."""
         n = len(self.kernel_size)
-        stride, dilation, none = each(self.stride, n), each(self.dilation, n), (0,) * n
+        stride, dilation, padding = each(self.stride, n), each(self.dilation, n), (0,) * n
         if self.padding_mode != "zeros":
-            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), none
-        elif not isinstance(self.padding, str):
-            padding = each(self.padding, n)  # not what __init__ made of it: networks are given other paddings later
-        elif self.padding == "valid":
-            padding = none
-        else:
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        elif self.padding == "same":
             total = [d * (k - 1) for d, k in zip(dilation, self.kernel_size, strict=True)]
             padding = tuple(t // 2 for t in total)
             if any(t % 2 for t in total):
-                x, padding = F.pad(x, [p for t in reversed(total) for p in (t // 2, t - t // 2)]), none
+                x = F.pad(x, [p for t in reversed(total) for p in (t // 2, t - t // 2)])
+                padding = (0,) * n
         return x, ConvProducts(ConvParams(stride, padding, dilation, self.groups))
 
 

@@ -21,6 +21,9 @@ class Linear(ProductLayer, nn.Linear, replaces=nn.Linear):
     torch.Size([2, 3, 4])
     """
 
+    def products_of_input(self) -> MatmulProducts:
+        return _PRODUCTS
+
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
             raise ValueError(f"Linear expects inputs (..., {self.in_features}), not {tuple(x.shape)}")

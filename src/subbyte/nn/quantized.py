@@ -121,6 +121,10 @@ class ProductLayer(QuantizedLayer):
                 scheme = replace(scheme, **{role: getattr(scheme, role).bind(state, self.training)})
         return scheme
 
+    def products_of_input(self) -> Products | None:
+        """The three products of a layer that multiplies its input as it comes; None where it changes it before."""
+        return None
+
     def multiply(self, x: Tensor, products: Products, weight: Any = None) -> Tensor:
         """output(x, weight) + bias in the dtype that autocast would give.
 

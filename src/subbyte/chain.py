@@ -1,0 +1,292 @@
+"""A chain of products, each with a batch norm behind it, as one autograd.Function: codes pass from layer to layer.
+
+    x -> [product -> L1 batch norm -> ReLU]* -> product -> batch norm -> (+ other) -> (ReLU) -> z
+
+Inside, no float tensor is written but what a product gives: the range of ReLU(norm(y)) follows from the extremes of
+each channel's codes, since a norm is monotone in them; that of a norm's gradient follows in the same way. So one pass
+takes a norm's input codes to the next product's, and one pass takes the gradient's codes back through a norm. Results,
+forward and backward, are those of the layers one by one, bit for bit: the same codes by the same random numbers.
+
+Saved for backward, for each element: the packed input of the product, xhat in NormScheme.saved bits, 1 bit of ReLU.
+Which layers make a chain is fusion's to decide (fuse.py); what is not here either: chains in eval mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import numerics, ops
+from .autograd import Restorer, Saver, channel_sum, product, quantized
+from .norm import Geometry, codes_of_gamma, forward_constants, gradient_constants
+from .observe import LayerRecord
+from .ops import chain as passes
+from .ops import norm as norm_ops
+from .products import Products
+from .qtensor import PackedQTensor, QTensor
+from .quantizers import Quantizer
+from .scheme import LayerScheme, NormScheme
+
+PARAMETERS = 4
+"""Of a stage: weight and bias of the product, gamma and beta of the norm."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One product and the norm behind it, as they stand in this call.
+
+    streams, norm_stream  the random numbers that the two layers drew (None where nothing of theirs is stochastic)
+    """
+
+    products: Products
+    layer: LayerScheme
+    layer_record: LayerRecord
+    streams: Tensor | None
+    norm: NormScheme
+    eps: float
+    geometry: Geometry
+    norm_record: LayerRecord
+    norm_stream: Tensor
+
+
+def covers(layer: LayerScheme, norm: NormScheme, first: bool) -> str:
+    """ "" if a stage with these schemes can be part of a chain, otherwise what stands against it."""
+    g, x = layer.gradient, layer.activation
+    w = layer.weight
+    if w is None or x is None or g is None or any(q.initial_state() is not None for q in (w, x, g)):
+        return "every role needs a quantizer, and none that learns"
+    if layer.gradient_samples > 1:
+        return "the gradient is quantized more than once"
+    if not _by_channel(g) or not g.signed:
+        return f"{g} must see more of a gradient than its channels' ranges"
+    if not first and (not _by_channel(x) or _shifts(x) or x.stochastic):
+        return f"{x} must see more of an activation than its channels' ranges"
+    if norm.is_float or norm.kind != "l1":
+        return f"only quantized L1 norms are fused, not {norm}"
+    return ""
+
+
+def _by_channel(q: Quantizer) -> bool:
+    return q.ranges_from_channels(torch.ones(1, 2)) is not None
+
+
+def _shifts(q: Quantizer) -> bool:
+    found = q.ranges_from_channels(torch.ones(1, 2))
+    return found is not None and found[1] is not None
+
+
+def takes_whole_range(q: Quantizer) -> bool:
+    """Do its codes depend on nothing but max |x|?"""
+    found = q.ranges_from_channels(torch.ones(1, 2))
+    return found is not None and found[0].numel() == 1 and found[1] is None and not q.stochastic
+
+
+class Chain(torch.autograd.Function):
+    """(x, x_range, other, relu, stages, weight, bias, gamma, beta of each stage) -> (z, range of z, mu, D of each).
+
+    x        float32 (N, C, ...), the input of the first product
+    x_range  float32 of one element: max |x| if the caller knows it (the range of another chain's z), or None
+    other    float32 of z's shape, added behind the last norm; or None
+    relu     is there a ReLU at the end?
+    mu, D    float64 of each norm, for running statistics; they carry no gradient, nor does the range
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x, x_range, other, relu: bool, stages: Sequence[Stage], *params):
+        saver, kept, shapes, statistics = Saver(), [], [], []
+        need_x, _, _, _, _, *need = ctx.needs_input_grad
+        qx = _first_codes(x, x_range, stages[0])
+        px: QTensor | PackedQTensor = qx
+        z = r = None
+        for i, stage in enumerate(stages):
+            at = PARAMETERS * i
+            w, bias, gamma, beta = params[at : at + PARAMETERS]
+            shapes.append(qx.shape)
+            kept_x, last = px if need[at] else None, i == len(stages) - 1
+            with ops.recording(stage.layer_record.kernels):
+                qw = quantized("weight", w, stage.layer.weight, stage.streams, 2, stage.layer_record)
+                y = product("output", stage.products.output, stage.products.float_output, qx, qw, bias)
+            with ops.recording(stage.norm_record.kernels):
+                norm = _Norm(y, stage, gamma, beta)
+                del y
+                if last:
+                    z, r, saved, mask = norm.to_floats(other, relu)
+                else:
+                    qx, px, saved, mask = norm.to_codes(stages[i + 1].layer)
+            k = PackedQTensor(
+                saved, norm.q.shape, norm.q.codes.stride(), norm.saved_scale(), stage.norm.format("saved")
+            )
+            statistics += [norm.mu, norm.d]
+            kept_w = qw if need_x or any(need[:at]) else None
+            kept.append(tuple(saver.keep(t) for t in (kept_x, kept_w, k, mask, norm.q_gamma, norm.d)))
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(*saver.tensors)
+        ctx.kept, ctx.stages, ctx.shapes = kept, stages, shapes
+        ctx.params = [None if p is None else (p.shape, p.dtype) for p in params]
+        ctx.mark_non_differentiable(r, *statistics)
+        return z, r, *statistics
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor, *_unused):
+        restore = Restorer(ctx.saved_tensors)
+        need_x, _, need_other, _, _, *need = ctx.needs_input_grad
+        grads: list[Tensor | None] = [None] * len(need)
+        grad_other = None
+        for i in reversed(range(len(ctx.stages))):
+            stage, at = ctx.stages[i], PARAMETERS * i
+            px, pw, pk, mask, q_gamma, d = ctx.kept[i]
+            last = i == len(ctx.stages) - 1
+            k = _packed(ctx.saved_tensors, pk)
+            with ops.recording(stage.norm_record.kernels):
+                step = _NormGradient(g, k, restore(mask), restore(q_gamma), restore(d), stage, last and need_other)
+                if last and need_other:
+                    grad_other = step.masked
+                grads[at + 2 : at + 4] = step.gamma, step.beta
+            with ops.recording(stage.layer_record.kernels):
+                qg = step.to_codes()
+                p = stage.products
+                if need[at]:
+                    shape = ctx.params[at][0]
+                    grads[at] = product("grad_weight", p.grad_weight, p.float_grad_weight, qg, restore(px), shape)
+                if need[at + 1]:
+                    grads[at + 1] = channel_sum(qg)
+                if not (need_x or any(need[:at])):
+                    break
+                g = product("grad_input", p.grad_input, p.float_grad_input, qg, restore(pw), ctx.shapes[i])
+        shaped = [
+            None if p is None or like is None or not wanted else p.reshape(like[0]).to(like[1])
+            for p, like, wanted in zip(grads, ctx.params, need, strict=True)
+        ]
+        return g if need_x else None, None, grad_other, None, None, *shaped
+
+
+def _first_codes(x: Tensor, x_range: Tensor | None, stage: Stage) -> QTensor:
+    quantizer = stage.layer.activation
+    assert quantizer is not None
+    with ops.recording(stage.layer_record.kernels):
+        if x_range is None or not takes_whole_range(quantizer):
+            return quantizer(x, stage.streams[1] if quantizer.stochastic and stage.streams is not None else None)
+        fmt = quantizer.format
+        codes = ops.quantize(x.detach(), x_range, None, None, fmt.bits, fmt.signed)
+        return QTensor(codes, numerics.step(x_range, fmt), fmt)
+
+
+class _Norm:
+    """The norm of one stage, forward: sums of the codes of y, constants, and one pass to what comes next."""
+
+    def __init__(self, y: Tensor, stage: Stage, gamma, beta) -> None:
+        scheme, geo = stage.norm, stage.geometry
+        self.scheme = scheme
+        self.q = scheme.quantizer("input", geo.input_axis)(y)
+        self.n = norm_ops.count(y.shape, geo.dims)
+        if self.n == 1:
+            raise ValueError(f"batch statistics need more than 1 value per channel, input {tuple(y.shape)}")
+        total, spread, self.least, self.greatest = norm_ops.norm_stats(self.q.codes, list(geo.dims), False)
+        top = torch.maximum(self.n * self.greatest - total, total - self.n * self.least)
+        self.mu, self.d, factor, self.scale = forward_constants(
+            self.q.scale, total, spread, top, self.n, self.n, geo, scheme, stage.eps
+        )
+        self.q_gamma = codes_of_gamma(gamma, y, scheme)
+        beta = torch.zeros([1] * y.ndim, device=y.device) if beta is None else beta.float()
+        bits = scheme.format("normalized").bits
+        self.operands = (total, factor, self.n, bits, self.q_gamma.codes, self.scale * self.q_gamma.scale, beta)
+
+    def saved_scale(self) -> Tensor:
+        drop = self.scheme.format("normalized").bits - self.scheme.format("saved").bits
+        return self.scale * float(1 << drop)
+
+    def to_floats(self, other: Tensor | None, relu: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(z, its range, saved xhat, mask)."""
+        return passes.norm_relu(self.q.codes, *self.operands, self.scheme.format("saved").bits, other, relu)
+
+    def to_codes(self, layer: LayerScheme) -> tuple[QTensor, PackedQTensor, Tensor, Tensor]:
+        """(codes of ReLU(y) as the next layer takes them, the same packed, saved xhat, mask).
+
+        y is monotone in q, up or down with gamma's sign: the extremes of ReLU(y) lie at those of q.
+        """
+        quantizer = layer.activation
+        assert quantizer is not None
+        ends = torch.cat((self.least, self.greatest)).to(torch.int8)
+        y, _ = norm_ops.norm_apply(ends, *self.operands)
+        found = quantizer.ranges_from_channels(ops.amax(torch.relu(y), 1))
+        assert found is not None
+        r, fmt = found[0], quantizer.format
+        codes, packed, saved, mask = passes.norm_relu_codes(
+            self.q.codes, *self.operands, self.scheme.format("saved").bits, r, fmt.bits, fmt.signed
+        )
+        scale = numerics.step(r, fmt)
+        return (
+            QTensor(codes, scale, fmt),
+            PackedQTensor(packed, codes.shape, codes.stride(), scale, fmt),
+            saved,
+            mask,
+        )
+
+
+class _NormGradient:
+    """The norm of one stage, backward: g masked by ReLU and in codes, sums, constants, one pass to codes of dx."""
+
+    def __init__(self, g: Tensor, k: PackedQTensor, mask: Tensor, q_gamma: QTensor, d, stage: Stage, keep: bool):
+        scheme, geo = stage.norm, stage.geometry
+        self.stage, self.k, self.q_gamma = stage, k, q_gamma
+        g = _laid_out(g, k)
+        quantizer = scheme.quantizer("gradient", geo.gradient_axis, "stochastic")
+        r_k, self.masked = passes.relu_grad(g, mask, keep)
+        found = quantizer.ranges_from_channels(r_k)
+        assert found is not None
+        r, bits = found[0], quantizer.format.bits
+        source, mask = (self.masked, mask[:0]) if keep else (g, mask)
+        self.q_g = passes.relu_grad_quantize(source, mask, r, stage.norm_stream, bits)
+        scale = numerics.step(r, quantizer.format)
+        sums, self.low, self.high = passes.norm_grad_sums(self.q_g, k.packed, k.format.bits)
+        sum_g, sum_gk, sum_t = sums
+        weight = q_gamma.codes.to(torch.int64)
+        n = norm_ops.count(g.shape, geo.dims)
+        self.constants = gradient_constants(
+            scale, k.scale, q_gamma.scale, d, weight * sum_g, weight * sum_gk, sum_t, n, geo, False
+        )
+        self.gamma, self.beta = sum_gk.float() * (scale * k.scale), sum_g.float() * scale
+
+    def to_codes(self) -> QTensor:
+        """dx by the product's quantizer of gradients: its channels' ranges follow from the extremes for each sign.
+
+        dx = a (float(gamma g) - (u + v (s - t))): monotone in g where the sign s of xhat is the same.
+        """
+        quantizer = self.stage.layer.gradient
+        assert quantizer is not None
+        gamma, there = self.q_gamma.codes, self.low <= self.high
+        ends = torch.cat((self.low, self.high)).flatten(0, 1).clamp(-127, 127).to(torch.int8)
+        signs = torch.tensor([-1, 0, 1] * 2, dtype=torch.int8, device=ends.device)
+        signs = signs.view(-1, *[1] * (ends.ndim - 1)).expand_as(ends).contiguous()
+        dx = norm_ops.norm_grad_apply(ends, signs, gamma, *self.constants, False)
+        there = torch.cat((there, there)).flatten(0, 1)
+        found = quantizer.ranges_from_channels(ops.amax(torch.where(there, dx, torch.zeros_like(dx)), 1))
+        assert found is not None
+        (r, shift, max_shift), fmt = found, quantizer.format
+        streams = self.stage.streams
+        stream = streams[0] if quantizer.stochastic and streams is not None else None
+        codes = passes.norm_grad_codes(
+            self.q_g, self.k.packed, self.k.format.bits, gamma, *self.constants, r, shift, stream, fmt.bits
+        )
+        return QTensor(codes, numerics.step(r, fmt), fmt, shift, max_shift)
+
+
+def _laid_out(g: Tensor, k: PackedQTensor) -> Tensor:
+    """g as float32 in the memory order that the mask and xhat were saved in."""
+    if g.dtype == torch.float32 and g.stride() == k.stride:
+        return g
+    out = torch.empty_strided(k.shape, k.stride, dtype=torch.float32, device=g.device)
+    return out.copy_(g)
+
+
+def _packed(tensors: Sequence[Tensor], recipe: tuple) -> PackedQTensor:
+    """What Saver.keep was given, still packed."""
+    _, packed, scale, shift, shape, stride, fmt, max_shift = recipe
+    return PackedQTensor(
+        tensors[packed], shape, stride, tensors[scale], fmt, None if shift is None else tensors[shift], max_shift
+    )

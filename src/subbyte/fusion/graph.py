@@ -1,0 +1,236 @@
+"""The chains of a torch.fx graph: found, and put in place of their nodes.
+
+Only what is certain to compute the same: layers called once, without hooks, whose output nothing else reads.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import nn
+
+from ..chain import covers
+from ..nn import ProductLayer, QuantizedLayer
+from ..nn.batch_norm import BatchNorm
+from ..nn.quantized import original_type
+from ..tracing import may_mutate, trace
+from .run import Plan, finish, has_hooks, start
+
+_ADDS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
+_IN_PLACE_ADDS: set[Any] = {operator.iadd, "add_"}
+_RELUS: set[Any] = {torch.relu, torch.relu_, F.relu, F.relu_, "relu", "relu_"}
+
+
+def traced(module: nn.Module, cls: type[nn.Module]) -> torch.fx.Graph | None:
+    """The graph of cls.forward for a call with the required arguments; None where torch.fx cannot give it."""
+    parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
+    if any(p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters):
+        return None
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    current, module.__class__ = type(module), cls
+    try:
+        graph = trace(module, None, defaults or None, stop=has_hooks)
+    except Exception:  # fx raises whatever the model's own code does with a Proxy
+        return None
+    finally:
+        module.__class__ = current
+    _drop_defaults(graph, set(defaults))
+    return graph
+
+
+def _drop_defaults(graph: torch.fx.Graph, names: set[str]) -> None:
+    """Take the arguments that were given as values out of the graph, with fx's checks of them."""
+    for node in reversed(list(graph.nodes)):
+        base = str(node.target).rsplit("_", 1)[0]
+        if node.op == "placeholder" and ({str(node.target), base} & names):
+            for user in reversed(list(node.users)):
+                for check in reversed(list(user.users)):
+                    graph.erase_node(check)
+                graph.erase_node(user)
+            graph.erase_node(node)
+    graph.set_codegen(torch.fx.graph.CodeGen())
+
+
+def compiled(graph: torch.fx.Graph, module: nn.Module) -> tuple[Callable | None, list[Plan], dict[str, str]]:
+    """(forward of the graph with its chains as one call each, or None without any; chains; layers left and why)."""
+    modules = dict(module.named_modules())
+    chains, left = _find(graph, modules)
+    for chain in chains:
+        _rewrite(graph, chain)
+    _pass_ranges(graph)
+    if not chains:
+        return None, [], left
+    graph.lint()
+    code = graph.python_code("self")
+    namespace = dict(code.globals)
+    exec(code.src, namespace)  # the text is torch.fx's, of the graph above
+    return namespace["forward"], [c.plan for c in chains], left
+
+
+@dataclass
+class _Found:
+    """A chain in a graph: its plan, its nodes in order, and the one of them that adds something."""
+
+    plan: Plan
+    nodes: list[torch.fx.Node]
+    add: torch.fx.Node | None
+
+    @property
+    def source(self) -> Any:
+        return self.nodes[0].args[0]
+
+    @property
+    def other(self) -> Any:
+        if self.add is None:
+            return None
+        norm = self.nodes[self.nodes.index(self.add) - 1]
+        return next(a for a in self.add.args if a is not norm)
+
+
+def _find(graph: torch.fx.Graph, modules: dict[str, nn.Module]) -> tuple[list[_Found], dict[str, str]]:
+    calls: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    reason = functools.partial(_why_not, modules=modules, calls=calls)
+    chains: list[_Found] = []
+    used: set[torch.fx.Node] = set()
+    for node in graph.nodes:
+        if node in used or not _is_layer(node, modules, ProductLayer) or reason(node):
+            continue
+        chain = _grow(node, modules, reason, order, used)
+        if chain is not None:
+            chains.append(chain)
+            used.update(chain.nodes)
+    left = {}
+    for node in graph.nodes:
+        if node.op == "call_module" and node not in used and isinstance(modules[str(node.target)], QuantizedLayer):
+            left[str(node.target)] = reason(node) or "not a product with a batch norm of its own behind it"
+    return chains, left
+
+
+def _is_layer(node: torch.fx.Node, modules: dict[str, nn.Module], kind: type) -> bool:
+    return node.op == "call_module" and isinstance(modules[str(node.target)], kind)
+
+
+def _why_not(node: torch.fx.Node, modules: dict[str, nn.Module], calls: dict[str, int]) -> str:
+    """ "" if this layer may be in a chain, otherwise why not."""
+    m = modules[str(node.target)]
+    if calls[str(node.target)] > 1:
+        return f"called {calls[str(node.target)]} times"
+    if has_hooks(m):
+        return "it has hooks"
+    if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], torch.fx.Node):
+        return "called with more than its input"
+    if isinstance(m, ProductLayer):
+        return "" if m.products_of_input() is not None else f"{type(m).__name__} changes its input first"
+    if isinstance(m, BatchNorm):
+        return ""
+    return f"{type(m).__name__} is not a batch norm"
+
+
+def _only_user(node: torch.fx.Node) -> torch.fx.Node | None:
+    """The one node that reads this one, once; None where there are more."""
+    users = list(node.users)
+    if len(users) != 1 or [*users[0].args, *users[0].kwargs.values()].count(node) != 1:
+        return None
+    return users[0]
+
+
+def _grow(node: torch.fx.Node, modules, reason, order, used) -> _Found | None:
+    """The longest chain of nodes not yet used that begins with this product, or None."""
+    nodes: list[torch.fx.Node] = []
+    names: list[str] = []
+    ends_in_relu = False
+    current: torch.fx.Node | None = node
+    add = None
+    while current is not None and _is_layer(current, modules, ProductLayer) and not reason(current):
+        norm = _only_user(current)
+        if norm is None or not _is_layer(norm, modules, BatchNorm) or reason(norm):
+            break
+        product, bn = modules[str(current.target)], modules[str(norm.target)]
+        if covers(product.scheme, bn.scheme, first=not nodes):
+            break
+        if nodes and not _adjacent(nodes, [current, norm], order):
+            break
+        nodes += [current, norm]
+        names += [str(current.target), str(norm.target)]
+        ends_in_relu = False
+        after = _only_user(norm)
+        if after is not None and after not in used and _adds(after, norm, nodes, order, modules):
+            add = after
+            nodes.append(after)
+            after = _only_user(after)
+        if after is None or after in used or not _is_relu(after, modules):
+            break
+        nodes.append(after)
+        ends_in_relu = True
+        if add is not None:
+            break
+        current = _only_user(after)
+    if not names:
+        return None
+    return _Found(Plan(tuple(names), add is not None, ends_in_relu), nodes, add)
+
+
+def _adjacent(nodes: list[torch.fx.Node], more: list[torch.fx.Node], order: dict) -> bool:
+    """Does nothing else stand between the chain so far and these nodes? Then random numbers keep their order."""
+    return order[more[-1]] - order[nodes[0]] + 1 == len(nodes) + len(more)
+
+
+def _adds(node: torch.fx.Node, norm: torch.fx.Node, nodes: list, order: dict, modules: dict) -> bool:
+    """Does `node` add another tensor to the norm's output, in a way that can move into the chain?"""
+    if node.op not in ("call_function", "call_method") or node.target not in _ADDS:
+        return False
+    if node.kwargs or len(node.args) != 2:
+        return False
+    a, b = node.args
+    if node.target in _IN_PLACE_ADDS and a is not norm:  # changes what it adds to, which others may read
+        return False
+    if not isinstance(b if a is norm else a, torch.fx.Node):
+        return False
+    between = [n for n in order if order[nodes[-1]] < order[n] < order[node]]
+    return not any(may_mutate(n, modules) for n in between)
+
+
+def _is_relu(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        m = modules[str(node.target)]
+        return original_type(m) is nn.ReLU and not has_hooks(m)
+    inputs = [a for a in node.args if isinstance(a, torch.fx.Node)]
+    return node.op in ("call_function", "call_method") and node.target in _RELUS and len(inputs) == 1
+
+
+def _rewrite(graph: torch.fx.Graph, chain: _Found) -> None:
+    """Two calls in place of the chain's nodes: start where its first stood, finish where its last did."""
+    first, last = chain.nodes[0], chain.nodes[-1]
+    with graph.inserting_before(first):
+        modules = [graph.get_attr(name) for name in chain.plan.layers]
+        started = graph.call_function(start, (chain.source, None, *modules))
+    with graph.inserting_before(last):
+        both = graph.call_function(finish, (started, chain.other, chain.plan.relu, *modules))
+        z = graph.call_function(operator.getitem, (both, 0))
+    last.replace_all_uses_with(z)
+    for node in reversed(chain.nodes):
+        graph.erase_node(node)
+
+
+def _pass_ranges(graph: torch.fx.Graph) -> None:
+    """Hand the range of a chain's output to the chains that it goes into."""
+    for node in list(graph.nodes):
+        if node.target is not start:
+            continue
+        source, _, *modules = node.args
+        if source.target is operator.getitem and source.args[0].target is finish:
+            with graph.inserting_after(source):
+                r = graph.call_function(operator.getitem, (source.args[0], 1))
+            node.args = (source, r, *modules)
