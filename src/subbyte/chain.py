@@ -141,14 +141,14 @@ class Chain(torch.autograd.Function):
             stage, at = ctx.stages[i], PARAMETERS * i
             px, pw, pk, mask, q_gamma, d = ctx.kept[i]
             last = i == len(ctx.stages) - 1
-            k = _packed(ctx.saved_tensors, pk)
+            k = _packed(restore.tensors, pk)
             with ops.recording(stage.norm_record.kernels):
                 step = _NormGradient(g, k, restore(mask), restore(q_gamma), restore(d), stage, last and need_other)
                 if last and need_other:
                     grad_other = step.masked
                 grads[at + 2 : at + 4] = step.gamma, step.beta
-            with ops.recording(stage.layer_record.kernels):
                 qg = step.to_codes()
+            with ops.recording(stage.layer_record.kernels):
                 p = stage.products
                 if need[at]:
                     shape = ctx.params[at][0]

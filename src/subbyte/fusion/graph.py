@@ -114,8 +114,19 @@ def _find(graph: torch.fx.Graph, modules: dict[str, nn.Module]) -> tuple[list[_F
     left = {}
     for node in graph.nodes:
         if node.op == "call_module" and node not in used and isinstance(modules[str(node.target)], QuantizedLayer):
-            left[str(node.target)] = reason(node) or "not a product with a batch norm of its own behind it"
+            left[str(node.target)] = reason(node) or _why_alone(node, modules)
     return chains, left
+
+
+def _why_alone(node: torch.fx.Node, modules: dict[str, nn.Module]) -> str:
+    """Why a layer that could be in a chain is in none."""
+    norm = _only_user(node)
+    if _is_layer(node, modules, ProductLayer) and norm is not None and _is_layer(norm, modules, BatchNorm):
+        product, bn = modules[str(node.target)], modules[str(norm.target)]
+        return covers(product.scheme, bn.scheme, first=True) or "its norm is left"  # type: ignore[arg-type]
+    if _is_layer(node, modules, ProductLayer):
+        return "there is no batch norm behind it that alone reads its output"
+    return "there is no product before it that it alone reads"
 
 
 def _is_layer(node: torch.fx.Node, modules: dict[str, nn.Module], kind: type) -> bool:
