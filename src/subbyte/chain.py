@@ -109,9 +109,10 @@ class Chain(torch.autograd.Function):
             kept_x, last = px if need[at] else None, i == len(stages) - 1
             with ops.recording(stage.layer_record.kernels):
                 qw = quantized("weight", w, stage.layer.weight, stage.streams, 2, stage.layer_record)
-                y = product("output", stage.products.output, stage.products.float_output, qx, qw, bias)
+                p = stage.products
+                y: Any = product("output", p.output_and_range, p.float_output_and_range, qx, qw, bias)
             with ops.recording(stage.norm_record.kernels):
-                norm = _Norm(y, stage, gamma, beta)
+                norm = _Norm(*y, stage, gamma, beta)
                 del y
                 if last:
                     z, r, saved, mask = norm.to_floats(other, relu)
@@ -169,20 +170,25 @@ def _first_codes(x: Tensor, x_range: Tensor | None, stage: Stage) -> QTensor:
     quantizer = stage.layer.activation
     assert quantizer is not None
     with ops.recording(stage.layer_record.kernels):
-        if x_range is None or not takes_whole_range(quantizer):
-            return quantizer(x, stage.streams[1] if quantizer.stochastic and stage.streams is not None else None)
-        fmt = quantizer.format
-        codes = ops.quantize(x.detach(), x_range, None, None, fmt.bits, fmt.signed)
-        return QTensor(codes, numerics.step(x_range, fmt), fmt)
+        if x_range is not None and takes_whole_range(quantizer):
+            return _codes(x.detach(), quantizer, x_range)
+        return quantizer(x, stage.streams[1] if quantizer.stochastic and stage.streams is not None else None)
+
+
+def _codes(x: Tensor, quantizer: Quantizer, r_k: Tensor) -> QTensor:
+    """x by a quantizer without shifts, to nearest; r_k = amax(x, 1)."""
+    found, fmt = quantizer.ranges_from_channels(r_k), quantizer.format
+    assert found is not None
+    return QTensor(ops.quantize(x, found[0], None, None, fmt.bits, fmt.signed), numerics.step(found[0], fmt), fmt)
 
 
 class _Norm:
     """The norm of one stage, forward: sums of the codes of y, constants, and one pass to what comes next."""
 
-    def __init__(self, y: Tensor, stage: Stage, gamma, beta) -> None:
+    def __init__(self, y: Tensor, r: Tensor, stage: Stage, gamma, beta) -> None:
         scheme, geo = stage.norm, stage.geometry
         self.scheme = scheme
-        self.q = scheme.quantizer("input", geo.input_axis)(y)
+        self.q = _codes(y, scheme.quantizer("input", geo.input_axis), r)
         self.n = norm_ops.count(y.shape, geo.dims)
         if self.n == 1:
             raise ValueError(f"batch statistics need more than 1 value per channel, input {tuple(y.shape)}")

@@ -38,6 +38,15 @@ class Products(Protocol):
     def float_grad_input(self, g: Tensor, w: Tensor, x_shape: Sequence[int]) -> Tensor: ...
     def float_grad_weight(self, g: Tensor, x: Tensor, w_shape: Sequence[int]) -> Tensor: ...
 
+    def output_and_range(self, x: QTensor, w: QTensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(y, r): the output, and r = amax(y, 1), which a kernel may find while it stores y."""
+        y = self.output(x, w, bias)
+        return y, ops.amax(y, ops.CHANNEL)
+
+    def float_output_and_range(self, x: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        y = self.float_output(x, w, bias)
+        return y, ops.amax(y, ops.CHANNEL)
+
 
 @dataclass(frozen=True)
 class MatmulProducts(Products):
@@ -101,6 +110,9 @@ class ConvProducts(Products):
 
     def output(self, x: QTensor, w: QTensor, bias: Tensor | None) -> Tensor:
         return ops.conv2d(x, w, bias, self.params)
+
+    def output_and_range(self, x: QTensor, w: QTensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        return ops.conv2d_amax(x, w, bias, self.params)
 
     def grad_input(self, g: QTensor, w: QTensor, x_shape: Sequence[int]) -> Tensor:
         return ops.conv2d_grad_input(g, w, x_shape, self.params)

@@ -2,6 +2,7 @@
 
 from . import chain
 from .conv import (
+    CHANNEL,
     ConvParams,
     conv2d,
     conv2d_amax,
@@ -14,6 +15,7 @@ from .matmul import ContractError, matmul, matmul_accumulators
 from .quantize import WHOLE, amax, narrow, pack, packed_bytes, quantize, unpack
 
 __all__ = [
+    "CHANNEL",
     "WHOLE",
     "BackendError",
     "ContractError",
