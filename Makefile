@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY ?= passive
 .PHONY: help setup demo test check clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with everything that development needs
 
@@ -39,7 +39,7 @@ check: setup ## Lint, types, and imports that only point down
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
--include rtl.mk fuzz.mk
+-include rtl.mk fuzz.mk isas.mk
 
 clean: ## Remove the environment, build outputs and caches; runs/ is kept
 	rm -rf $(VENV) build dist src/subbyte/_lib .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

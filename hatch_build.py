@@ -1,7 +1,8 @@
 """Compile csrc/*.cc into src/subbyte/_lib/libsubbyte.so: hatchling's build hook, and a script for development.
 
-    python hatch_build.py            compile what changed, in place
-    python hatch_build.py --force    compile everything
+    python hatch_build.py              compile what changed, in place
+    python hatch_build.py --force      compile everything
+    python hatch_build.py --out DIR    into DIR, objects included: for another machine, or with flags of its own
 
 The compiler is $CXX, or the first of c++, g++, clang++. Without one, or when it fails, the install goes on and the
 package works on its reference; `subbyte doctor` says so. There is no -march: a kernel asks for its ISA by itself and
@@ -10,6 +11,7 @@ is chosen at run time, so one library serves every machine. Float contraction is
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import shutil
@@ -26,6 +28,7 @@ except ImportError:  # run as a script
 
 ROOT = Path(__file__).resolve().parent
 LIBRARY = Path("src/subbyte/_lib/libsubbyte.so")
+OBJECTS = Path("build/obj")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fwrapv"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # gcc's own intrinsics
 
@@ -44,9 +47,12 @@ def compiler() -> list[str]:
     raise CompileError("no C++ compiler: set CXX, or install g++ or clang++")
 
 
-def build(root: Path = ROOT, force: bool = False) -> bool:
-    """Bring the library up to date; True when something was compiled. CompileError if that fails."""
-    library, objects = root / LIBRARY, root / "build" / "obj"
+def build(root: Path = ROOT, force: bool = False, out: Path | None = None) -> bool:
+    """Bring the library up to date; True when something was compiled. CompileError if that fails.
+
+    out: a folder for the library and its objects instead of their usual places; the package does not load it.
+    """
+    library, objects = (root / LIBRARY, root / OBJECTS) if out is None else (out / LIBRARY.name, out / "obj")
     sources = sorted((root / "csrc").glob("*.cc"))
     if not sources:
         raise CompileError(f"no sources in {root / 'csrc'}")
@@ -114,7 +120,12 @@ class NativeBuildHook(BuildHookInterface):
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Compile csrc/*.cc.")
+    parser.add_argument("--force", action="store_true", help="compile everything")
+    parser.add_argument("--out", type=Path, help="folder for the library and its objects")
+    options = parser.parse_args()
     try:
-        print(f"{LIBRARY}: " + ("compiled" if build(force="--force" in sys.argv[1:]) else "up to date"))
+        changed = build(force=options.force, out=options.out)
+        print(f"{options.out or LIBRARY.parent}/{LIBRARY.name}: {'compiled' if changed else 'up to date'}")
     except CompileError as error:
         sys.exit(str(error))

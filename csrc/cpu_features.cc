@@ -1,8 +1,14 @@
-// CPUID, the registry of kernels, and the forcing of an ISA. See cpu_features.h.
+// What the CPU says that it has, the registry of kernels, and the forcing of an ISA. See cpu_features.h.
 #include "cpu_features.h"
 
 #include <atomic>
 #include <cstring>
+
+#if SB_X86
+#include <cpuid.h>
+#elif SB_ARM && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 namespace sb {
 namespace {
@@ -19,14 +25,39 @@ bool has_avx512vnni() {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
 }
+bool has_avxvnni() {
+#ifdef SB_AVXVNNI_BY_EVEX
+    return has_avx512vnni();
+#else
+    constexpr unsigned leaf = 7, subleaf = 1, bit = 1u << 4;  // in EAX
+    unsigned eax = 0, ebx, ecx, edx;
+    return has_avx2() && __get_cpuid_count(leaf, subleaf, &eax, &ebx, &ecx, &edx) && (eax & bit);
+#endif
+}
 #else
 bool has_avx2() { return false; }
+bool has_avxvnni() { return false; }
 bool has_avx512vnni() { return false; }
 #endif
 
+bool has_neon() { return SB_ARM; }  // part of every AArch64
+bool has_neondot() {
+#if SB_ARM && defined(__linux__)
+    constexpr unsigned long asimddp = 1ul << 20;  // HWCAP_ASIMDDP, which old headers lack
+    return getauxval(AT_HWCAP) & asimddp;
+#elif SB_ARM && defined(__APPLE__)
+    return true;  // every Apple silicon has it
+#else
+    return false;
+#endif
+}
+
 constexpr IsaInfo kIsas[] = {
     {"portable", [] { return true; }},
+    {"neon", has_neon},
+    {"neondot", has_neondot},
     {"avx2", has_avx2},
+    {"avxvnni", has_avxvnni},
     {"avx512vnni", has_avx512vnni},
 };
 static_assert(sizeof(kIsas) / sizeof(kIsas[0]) == kIsaCount, "a row for each Isa");
@@ -84,11 +115,13 @@ SB_EXPORT int sb_force_isa(const char* name) {
     return 0;
 }
 
-// The i-th registered kernel, for tables: its op, name and ISA. Returns 0 past the end.
-SB_EXPORT int sb_kernel(int i, const char** op, const char** name, int* isa) {
-    if (i < 0 || i >= sb::entry_count) return 0;
-    *op = sb::entries[i].op;
-    *name = sb::entries[i].kernel.name;
-    *isa = static_cast<int>(sb::entries[i].isa);
-    return 1;
+// The kernel that `op` runs now; nullptr for an op without one.
+SB_EXPORT const char* sb_best_kernel(const char* op) { return sb::best_kernel(op).name; }
+
+// The table: op, name and ISA of the i-th registered kernel; nullptr past the end.
+static const sb::Entry* entry(int i) { return i >= 0 && i < sb::entry_count ? &sb::entries[i] : nullptr; }
+SB_EXPORT const char* sb_kernel_op(int i) { return entry(i) ? entry(i)->op : nullptr; }
+SB_EXPORT const char* sb_kernel_name(int i) { return entry(i) ? entry(i)->kernel.name : nullptr; }
+SB_EXPORT const char* sb_kernel_isa(int i) {
+    return entry(i) ? sb::kIsas[static_cast<int>(entry(i)->isa)].name : nullptr;
 }

@@ -11,9 +11,10 @@
 
 namespace sb {
 
-// In rising order of preference. To add one: a line here, a row in cpu_features.cc, and kernel files.
-enum class Isa : int { portable, avx2, avx512vnni };
-constexpr int kIsaCount = 3;
+// In rising order of preference, those of AArch64 before those of x86-64. To add one: a word here, a row in
+// cpu_features.cc, and kernel files. docs/kernels.md
+enum class Isa : int { portable, neon, neondot, avx2, avxvnni, avx512vnni };
+constexpr int kIsaCount = 6;
 
 struct Register {
     Register(const char* op, Isa isa, const char* name, const void* table);

@@ -1,7 +1,7 @@
 // What an ISA brings to every product, matrix or convolution: a tile of multiply-accumulates and the passes around it.
 //
-// Codes are packed into 32-bit WORDS of consecutive reduced elements: 4 bytes for u8 x s8 instructions, 2 int16
-// elsewhere. The left operand's words are broadcast one by one, the right operand's are read as vectors of W columns:
+// Codes are packed into 32-bit WORDS of consecutive reduced elements: 4 bytes for instructions that multiply u8 by s8
+// or s8 by s8, 2 int16 elsewhere. The left operand's words are broadcast one by one, the right operand's are read as vectors of W columns:
 //     c[i, j] = init[j] + sum over segments, steps of dot(word of a at row i, word of b at column j)      modulo 2^32
 // A matrix product is one segment; a convolution has one for each tap; its weight gradient one for each row of pixels.
 // What is not here: which tiles there are (gemm.cc, conv_*.cc) and how a reduction is cut (gemm_plan.h).
@@ -11,7 +11,7 @@
 
 namespace sb {
 
-// Both operands of u8 x s8 are kept at an offset where their codes ask for it: a = a_u8 - 128, b = b_s8 + 128.
+// Bytes are kept at an offset where their codes ask for it: code = u8 - 128, or code = s8 + 128.
 constexpr i32 kOffset = 128;
 
 constexpr int kMaxRows = 16;    // MR of the tallest tile
@@ -69,6 +69,7 @@ struct ProductKernels {
     int rows[kMaxVectors];               // MR of the tile that is 1 vector wide, and of the one that is 2 wide
     int lanes;                           // W
     int per_word;                        // reduced elements in a word
+    bool left_is_s8;                     // bytes of the left operand are s8, as those of the right one always are
     TileFn tile[kMaxVectors][kMaxRows];  // [vectors - 1][rows - 1]
     // words [j][position / per_word], rows of words ld apart
     void (*encode_rows)(const Codes&, i64 n, i64 words, void* dst, i64 ld);
@@ -80,7 +81,7 @@ struct ProductKernels {
     // acc[j] += w * x[j * step];  and  sum of g[j] * x[j * step]: what depthwise convolutions are made of
     void (*axpy)(i32* acc, const i32* x, i64 step, i32 w, i64 n);
     i64 (*dot)(const i32* g, const i32* x, i64 step, i64 n);
-    bool offsets() const { return per_word == 4; }
+    bool bytes() const { return per_word == 4; }
 };
 
 }  // namespace sb

@@ -38,11 +38,8 @@ Reduction::Reduction(const ProductKernels& kernels, i64 k, const std::vector<int
         least_rest = std::min(least_rest, rest[i]);
     }
     longest_ = kInt32Limit / ((i64{a.qmax()} << on_a) * (i64{b.qmax()} << on_b));
-    // s8 becomes the u8 that the left side wants; u8 becomes the s8 that the right side wants, unless it is one
-    // already.
-    const bool lift = kernels.offsets() && a.is_signed, lower = kernels.offsets() && !b.is_signed && b.bits + on_b > 7;
-    a_ = {a.is_signed != 0, static_cast<u8>(lift ? 0x80 : 0), lift ? kOffset : 0};
-    b_ = {b.is_signed != 0, static_cast<u8>(lower ? 0x80 : 0), lower ? -kOffset : 0};
+    a_ = side(kernels, kernels.left_is_s8, a, on_a);
+    b_ = side(kernels, true, b, on_b);
 
     if (most_rest == least_rest || left.empty()) {  // in its own order
         words_ = ceil_div<i64>(k, per_word_);
@@ -70,6 +67,13 @@ Reduction::Reduction(const ProductKernels& kernels, i64 k, const std::vector<int
     words_ = static_cast<i64>(order_.size()) / per_word_;
     factor_a_ = fa;
     factor_b_ = fb;
+}
+
+// s8 becomes u8 where bytes have to be; u8 becomes s8 where they have to be, unless it is one already.
+Reduction::Side Reduction::side(const ProductKernels& kernels, bool wants_s8, Format codes, int folded) {
+    const bool lift = kernels.bytes() && !wants_s8 && codes.is_signed;
+    const bool lower = kernels.bytes() && wants_s8 && !codes.is_signed && codes.bits + folded > 7;
+    return {codes.is_signed != 0, static_cast<u8>(lift || lower ? 0x80 : 0), lift ? kOffset : lower ? -kOffset : 0};
 }
 
 Codes Reduction::codes(const Side& side, const std::vector<u8>& factor, const void* data, i64 outer, i64 inner) const {

@@ -51,6 +51,7 @@ private:
         i64 word, words;
         int rest;
     };
+    static Side side(const ProductKernels& kernels, bool wants_s8, Format codes, int folded);
     Codes codes(const Side& side, const std::vector<u8>& factor, const void* data, i64 outer, i64 inner) const;
 
     i64 k_, words_ = 0;

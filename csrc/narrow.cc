@@ -2,13 +2,15 @@
 // turns into vectors of 16-bit integers on any machine, and memory is the limit; so there is one kernel for all ISAs.
 #include <algorithm>
 
+#include "cpu_features.h"
 #include "parallel.h"
-#include "subbyte.h"
 
 namespace sb {
 namespace {
 
 constexpr i64 kBlock = 1 << 16;  // codes in a task
+constexpr char kName[] = "narrow_codes_portable";
+const Register registered{"narrow_codes", Isa::portable, kName, nullptr};
 
 template <class Code>
 void narrow(const Code* codes, i64 n, int drop, i16 low, i16 high, Code* out) {
@@ -36,5 +38,5 @@ SB_EXPORT const char* sb_narrow_codes(
         else
             narrow(static_cast<const u8*>(codes) + begin, count, drop, lo, hi, static_cast<u8*>(out) + begin);
     });
-    return "narrow_codes_portable";
+    return kName;
 }

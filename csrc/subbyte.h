@@ -35,24 +35,52 @@ constexpr T round_up(T a, T b) { return ceil_div(a, b) * b; }
 #else
 #define SB_X86 0
 #endif
+#if defined(__aarch64__) && defined(__ARM_NEON)
+#define SB_ARM 1
+#else
+#define SB_ARM 0
+#endif
+// Compilers that know AVX-VNNI; an older one leaves its kernels out, and AVX2's run.
+#if SB_X86 && ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11))
+#define SB_AVXVNNI 1
+#else
+#define SB_AVXVNNI 0
+#endif
 
 // Code between SB_TARGET_BEGIN_<ISA> and SB_TARGET_END may use that ISA; the rest of the library runs on any machine.
 // Include the standard library BEFORE a region: its inline functions are shared by all files, so that a copy compiled
 // for AVX-512 could be the one which a machine without it executes.
+//
+// SB_AVXVNNI_BY_EVEX is for tests: the kernels of AVX-VNNI with the same 256-bit instruction in the encoding of
+// AVX-512VL, so that a CPU which has only that one can run all of their code but the encoding.
+#ifdef SB_AVXVNNI_BY_EVEX
+#define SB_AVXVNNI_TARGET "avx2,bmi2,avx512f,avx512vl,avx512vnni"
+#else
+#define SB_AVXVNNI_TARGET "avx2,bmi2,avxvnni"
+#endif
+#define SB_REGION(isa) _Pragma(#isa)
+#define SB_GCC_TARGET(isa) SB_REGION(GCC target(isa))
+#define SB_CLANG_TARGET(isa) SB_REGION(clang attribute push(__attribute__((target(isa))), apply_to = function))
 #if SB_X86
 #if defined(__clang__)
-#define SB_REGION(isa) _Pragma(#isa)
-#define SB_TARGET_BEGIN_AVX2 \
-    SB_REGION(clang attribute push(__attribute__((target("avx2,bmi2"))), apply_to = function))
-#define SB_TARGET_BEGIN_AVX512VNNI \
-    SB_REGION(clang attribute push( \
-        __attribute__((target("avx2,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), apply_to = function))
+#define SB_TARGET_BEGIN_AVX2 SB_CLANG_TARGET("avx2,bmi2")
+#define SB_TARGET_BEGIN_AVXVNNI SB_CLANG_TARGET(SB_AVXVNNI_TARGET)
+#define SB_TARGET_BEGIN_AVX512VNNI SB_CLANG_TARGET("avx2,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 #define SB_TARGET_END _Pragma("clang attribute pop")
 #else
-#define SB_TARGET_BEGIN_AVX2 _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,bmi2\")")
+#define SB_TARGET_BEGIN_AVX2 _Pragma("GCC push_options") SB_GCC_TARGET("avx2,bmi2")
+#define SB_TARGET_BEGIN_AVXVNNI _Pragma("GCC push_options") SB_GCC_TARGET(SB_AVXVNNI_TARGET)
 #define SB_TARGET_BEGIN_AVX512VNNI \
     _Pragma("GCC push_options") \
-    _Pragma("GCC target(\"avx2,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prefer-vector-width=512\")")
+    SB_GCC_TARGET("avx2,bmi2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prefer-vector-width=512")
+#define SB_TARGET_END _Pragma("GCC pop_options")
+#endif
+#elif SB_ARM
+#if defined(__clang__)
+#define SB_TARGET_BEGIN_NEONDOT SB_CLANG_TARGET("dotprod")
+#define SB_TARGET_END _Pragma("clang attribute pop")
+#else
+#define SB_TARGET_BEGIN_NEONDOT _Pragma("GCC push_options") SB_GCC_TARGET("arch=armv8.2-a+dotprod")
 #define SB_TARGET_END _Pragma("GCC pop_options")
 #endif
 #endif

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernel_table import kernel_for
 from subbyte import ops
 from subbyte.backends import _native, cpu
 from subbyte.numerics import IntFormat
@@ -62,12 +63,11 @@ def bits(t: Tensor) -> Tensor:
 
 
 def same(isa: str, kernel: str, name: str, *args):
-    """The op on the forced backend, having run `kernel` for this ISA, equals its reference in every bit."""
+    """The op on the forced backend, having run this ISA's kernel of the table's `kernel`, equals its reference."""
     op = getattr(torch.ops.subbyte, name).default
     with ops.use_backend("cpu"):
         got = op(*args)
-    assert ops.last_kernel[name].startswith(kernel), ops.last_kernel[name]
-    assert ops.last_kernel[name].endswith(isa), ops.last_kernel[name]
+    assert ops.last_kernel[name] == kernel_for(kernel, isa)
     with ops.use_backend("reference"):
         expected = op(*args)
     pair = (got, expected) if isinstance(got, tuple) else ((got,), (expected,))
@@ -119,16 +119,16 @@ def test_matmul_at_tile_edges(isa, shape, formats):
     (m, k, n), (fa, fb) = shape, formats
     for fill in FILLS:
         a, b = codes((m, k), fa, fill), codes((k, n), fb)
-        same(isa, "gemm_", "int_matmul", *operand(a, fa), *operand(b, fb))
-        same(isa, "gemm_", "int_matmul", *operand(b.mT, fb), *operand(a.mT, fa))
+        same(isa, "gemm", "int_matmul", *operand(a, fa), *operand(b, fb))
+        same(isa, "gemm", "int_matmul", *operand(b.mT, fb), *operand(a.mT, fa))
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 0)], ids=str)
 def test_matmul_of_nothing(isa, shape):
     m, k, n = shape
     a, b = operand(codes((m, k), S8), S8), operand(codes((k, n), S8), S8)
-    same(isa, "gemm_", "int_matmul", *a, *b)
-    same(isa, "gemm_", "scaled_matmul", *a, *b, torch.ones(m, 1), torch.ones(1, n), torch.randn(n))
+    same(isa, "gemm", "int_matmul", *a, *b)
+    same(isa, "gemm", "scaled_matmul", *a, *b, torch.ones(m, 1), torch.ones(1, n), torch.randn(n))
 
 
 @pytest.mark.parametrize("formats", list(itertools.product((S8, U8), (S8, U8))), ids=lambda f: f"{f[0]}{f[1]}")
@@ -138,7 +138,7 @@ def test_matmul_around_the_int32_bound(isa, formats):
     for k, dtype in ((longest, torch.int32), (longest + 1, torch.int64), (2 * longest + 3, torch.int64)):
         for fill_a, fill_b in (("top", "top"), ("top", "bottom"), ("alternating", "alternating")):
             a, b = codes((2, k), fa, fill_a), codes((k, 3), fb, fill_b)
-            assert same(isa, "gemm_", "int_matmul", *operand(a, fa), *operand(b, fb)).dtype == dtype
+            assert same(isa, "gemm", "int_matmul", *operand(a, fa), *operand(b, fb)).dtype == dtype
 
 
 SHIFTS = [
@@ -164,12 +164,12 @@ def test_matmul_with_shifts(isa, case):
         eb = exponents(k, most_b, (k, 1)) if most_b else None
         a, b = codes((m, k), fa, fill), codes((k, n), fb, fill if fill != "alternating" else "bottom")
         for left, right in ((a, b), (a.mT.contiguous().mT, b.mT.contiguous().mT)):
-            same(isa, "gemm_", "int_matmul", *operand(left, fa, ea, most_a), *operand(right, fb, eb, most_b))
+            same(isa, "gemm", "int_matmul", *operand(left, fa, ea, most_a), *operand(right, fb, eb, most_b))
 
 
 def test_matmul_with_one_shift_everywhere(isa):
     a, b = codes((5, 9), S8), codes((9, 4), S8)
-    same(isa, "gemm_", "int_matmul", *operand(a, S8, torch.full((1, 9), 1, dtype=torch.uint8), 3), *operand(b, S8))
+    same(isa, "gemm", "int_matmul", *operand(a, S8, torch.full((1, 9), 1, dtype=torch.uint8), 3), *operand(b, S8))
 
 
 def test_matmul_of_views(isa):
@@ -184,17 +184,17 @@ def test_matmul_of_views(isa):
     }
     for view in views.values():
         other = codes((view.shape[1], 21), U8)
-        same(isa, "gemm_", "int_matmul", *operand(view, S8), *operand(other, U8))
-        same(isa, "gemm_", "int_matmul", *operand(other.mT, U8), *operand(view.mT, S8))
+        same(isa, "gemm", "int_matmul", *operand(view, S8), *operand(other, U8))
+        same(isa, "gemm", "int_matmul", *operand(other.mT, U8), *operand(view.mT, S8))
 
 
 def test_matmul_batched(isa):
     heads = codes((2, 7, 3, 20), S8).transpose(1, 2)  # as attention cuts them: (2, 3, 7, 20), not contiguous
     keys = codes((2, 3, 5, 20), U8).mT
     scales = torch.rand(2, 1, 7, 1), torch.rand(1, 3, 1, 5)
-    same(isa, "gemm_", "int_matmul", *operand(heads, S8), *operand(keys, U8))
-    same(isa, "gemm_", "scaled_matmul", *operand(heads, S8), *operand(keys, U8), *scales, torch.randn(5))
-    same(isa, "gemm_", "int_matmul", *operand(heads[:0], S8), *operand(keys[:0], U8))
+    same(isa, "gemm", "int_matmul", *operand(heads, S8), *operand(keys, U8))
+    same(isa, "gemm", "scaled_matmul", *operand(heads, S8), *operand(keys, U8), *scales, torch.randn(5))
+    same(isa, "gemm", "int_matmul", *operand(heads[:0], S8), *operand(keys[:0], U8))
 
 
 @pytest.mark.parametrize("wide", [False, True])
@@ -205,9 +205,9 @@ def test_scaled_matmul_rounds_as_the_reference(isa, wide):
     left, right = operand(a, S8, exponents(k, most, (1, k)), most), operand(b, S8)
     row, column, bias = torch.rand(m, 1), torch.rand(n, 1).mT, torch.randn(2 * n)[::2]
     for sa, sb, bs in ((row, column, bias), (row[:1], column, None), (row, column[:, :1], bias.bfloat16())):
-        same(isa, "gemm_", "scaled_matmul", *left, *right, sa, sb, bs)
+        same(isa, "gemm", "scaled_matmul", *left, *right, sa, sb, bs)
     row[3], column[0, 5] = float("nan"), float("inf")
-    same(isa, "gemm_", "scaled_matmul", *left, *right, row, column.nan_to_num(0.0, posinf=1e38), bias)
+    same(isa, "gemm", "scaled_matmul", *left, *right, row, column.nan_to_num(0.0, posinf=1e38), bias)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -215,7 +215,7 @@ def test_matmul_on_threads(isa, threads):
     torch.set_num_threads(threads)
     for m, k, n in ((200, 300, 130), (3, 500, 1000), (2000, 100, 9), (40, 5000, 24)):  # blocks of rows, of columns
         a, b = codes((m, k), S8), codes((n, k), S8).mT
-        same(isa, "gemm_", "int_matmul", *operand(a, S8), *operand(b, S8))
+        same(isa, "gemm", "int_matmul", *operand(a, S8), *operand(b, S8))
 
 
 def test_products_that_the_reference_refuses_are_not_covered():
@@ -272,14 +272,14 @@ def all_three(isa, n, c, o, size, kernel, stride=(1, 1), padding=(0, 0), dilatio
     inner = c // groups
     ex = exponents(c, most, (1, c, 1, 1)) if most and inner > 1 else None
     ew = exponents(inner, most, (1, inner, 1, 1)) if most and inner > 1 else None
-    y = same_with_range(isa, kind + "_", CONV_OPS[0], *operand(x, fx, ex, most), *operand(w, fw, ew, most),
+    y = same_with_range(isa, kind, CONV_OPS[0], *operand(x, fx, ex, most), *operand(w, fw, ew, most),
                         torch.rand(1, o, 1, 1), torch.randn(o), *window)  # fmt: skip
     eg = exponents(o, most, (1, o, 1, 1)) if most and o // groups > 1 else None
     eo = exponents(o, most, (o, 1, 1, 1)) if most and o // groups > 1 else None
-    dx = same_with_range(isa, kind + "_grad_input_", CONV_OPS[1], *operand(g, fg, eg, most), *operand(w, fw, eo, most),
+    dx = same_with_range(isa, kind + "_grad_input", CONV_OPS[1], *operand(g, fg, eg, most), *operand(w, fw, eo, most),
                          torch.rand(n, c, 1, 1), list(x.shape), *window)  # fmt: skip
     en = exponents(n, most, (n, 1, 1, 1)) if most and n > 1 else None
-    same(isa, kind + "_grad_weight_", CONV_OPS[2], *operand(g, fg, en, most), *operand(x, fx, en, most),
+    same(isa, kind + "_grad_weight", CONV_OPS[2], *operand(g, fg, en, most), *operand(x, fx, en, most),
          torch.rand(o, inner, 1, 1), list(w.shape), *window)  # fmt: skip
     for result, like in ((y, x), (dx, g)):
         last = like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous()
@@ -342,14 +342,14 @@ def test_grad_weight_around_the_int32_bound(isa):
     for n, h, w in ((1, side, side), (2, side, 200), (1, 364, 364)):
         g, x = codes((n, 2, h, w), S8, "top"), codes((n, 3, h, w), S8, "bottom")
         args = (torch.ones(1, 1, 1, 1), [2, 3, 1, 1], [1, 1], [0, 0], [1, 1], 1)
-        same(isa, "conv2d_grad_weight_", CONV_OPS[2], *operand(g, S8), *operand(x, S8), *args)
+        same(isa, "conv2d_grad_weight", CONV_OPS[2], *operand(g, S8), *operand(x, S8), *args)
 
 
 def test_output_beyond_int32(isa):
     k = (2**31 - 1) // (255 * 127) + 1  # one more channel than int32 holds
     x, w = codes((1, k, 1, 2), U8, "top"), codes((2, k, 1, 1), S8, "bottom")
     args = (torch.ones(1, 1, 1, 1), None, [1, 1], [0, 0], [1, 1], 1)
-    same(isa, "conv2d_", CONV_OPS[0], *operand(x, U8), *operand(w, S8), *args)
+    same(isa, "conv2d", CONV_OPS[0], *operand(x, U8), *operand(w, S8), *args)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -363,11 +363,11 @@ def test_convolutions_on_threads(isa, threads):
 def test_convolution_of_no_images(isa):
     x, w = operand(codes((0, 3, 8, 8), S8), S8), operand(codes((4, 3, 3, 3), S8), S8)
     one, window = torch.ones(1, 1, 1, 1), ([1, 1], [1, 1], [1, 1], 1)
-    same_with_range(isa, "conv2d_", CONV_OPS[0], *x, *w, one, None, *window)
+    same_with_range(isa, "conv2d", CONV_OPS[0], *x, *w, one, None, *window)
     g = operand(codes((0, 4, 8, 8), S4), S4)
-    same_with_range(isa, "conv2d_grad_input_", CONV_OPS[1], *g, *w, one, [0, 3, 8, 8], *window)
+    same_with_range(isa, "conv2d_grad_input", CONV_OPS[1], *g, *w, one, [0, 3, 8, 8], *window)
     x4 = operand(codes((0, 3, 8, 8), S4), S4)
-    dw = same(isa, "conv2d_grad_weight_", CONV_OPS[2], *g, *x4, one, [4, 3, 3, 3], *window)
+    dw = same(isa, "conv2d_grad_weight", CONV_OPS[2], *g, *x4, one, [4, 3, 3, 3], *window)
     assert torch.equal(dw, torch.zeros(4, 3, 3, 3))
 
 
@@ -381,7 +381,7 @@ def test_nan_scales_surface(isa):
     bias[7] = 0
     for how in ("contiguous", "channels_last"):
         args = (layout(x[0], how), *x[1:], *w, scale, bias, [1, 1], [1, 1], [1, 1], 1)
-        y = same_with_range(isa, "conv2d_", CONV_OPS[0], *args)
+        y = same_with_range(isa, "conv2d", CONV_OPS[0], *args)
         assert torch.equal(y.isnan().any(-1).any(-1), scale.isnan()[..., 0, 0])
         with ops.use_backend("cpu"):
             ranges = torch.ops.subbyte.scaled_conv2d_amax(*args)[1].flatten()

@@ -181,6 +181,8 @@ def test_doctor_names_backends_and_ops():
     assert sections["backends"]["reference"] == "available"
     assert all(chain.endswith("reference") for chain in sections["ops"].values())
     assert "quantize" in sections["ops"]
+    kernels = sections["CPU kernels"]
+    assert "library" in kernels or kernels["gemm"].endswith(kernels["ISAs here"].split()[-1])
     assert "torch uses" in ok("doctor")
 
 

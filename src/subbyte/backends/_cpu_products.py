@@ -97,7 +97,7 @@ def _product(op: str, a, ea, a_bits, a_signed, a_max, b, eb, b_bits, b_signed, b
             *[0] * (4 * (MAX_LEADING - len(lead))),
         ],
     )
-    return out if call(op, _gemm, fields.buffer_info()[0]) else NotImplemented
+    return out if call(op, _gemm, fields.tobytes()) else NotImplemented
 
 
 def int_matmul(a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift) -> Tensor:
@@ -158,7 +158,7 @@ def _convolution(
             *(*stride, *padding, *dilation, groups, width == "int64", _address(ranges)),
         ],
     )
-    return out if call(op, kernel, fields.buffer_info()[0]) else NotImplemented
+    return out if call(op, kernel, fields.tobytes()) else NotImplemented
 
 
 _REDUCED = {"xw": (1, 1), "gw": (1, 0), "gx": (0, 0)}
@@ -191,9 +191,7 @@ def _with_range(product, op: str, channels: int, args: tuple) -> tuple[Tensor, T
     return NotImplemented if out is NotImplemented else (out, ranges)
 
 
-def _conv2d(
-    name, ranges, a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, stride, padding, dilation, groups
-):
+def _conv2d(op, ranges, a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, stride, padding, dilation, groups):
     if a.ndim != 4:  # three spatial dimensions
         return NotImplemented
     (n, c, h, w), (o, inner, r, s) = a.shape, b.shape
@@ -217,9 +215,7 @@ def _grad_input(
     g, weight = (a, a_sh, a_b, a_s, a_e), (b, b_sh, b_b, b_s, b_e)
     sizes, window = (n, c, h, w, o, p, q, r, s), (stride, padding, dilation, groups)
     length = o // groups * r * s
-    return _convolution(
-        name, _grad_input_kernel, "gw", g, weight, length, sizes, out, last, scale, None, window, ranges
-    )
+    return _convolution(op, _grad_input_kernel, "gw", g, weight, length, sizes, out, last, scale, None, window, ranges)
 
 
 def scaled_conv2d_grad_weight(

@@ -110,12 +110,23 @@ def forced_isa(name: str | None) -> Iterator[None]:
         force_isa(os.environ.get(ISA_VARIABLE))
 
 
+def best_kernel(op: str) -> str:
+    """The kernel of the table's `op` that a call takes now. KeyError for an op that has none."""
+    name = function("sb_best_kernel", NAME)(op.encode())
+    if name is None:
+        raise KeyError(op)
+    return name.decode()
+
+
 def kernels() -> list[tuple[str, str, str]]:
     """(op, kernel, ISA) of everything in the library, for tables and tests."""
+    if lib is None:
+        return []
+    columns = [function(f"sb_kernel_{column}", INT) for column in ("op", "name", "isa")]
     rows: list[tuple[str, str, str]] = []
-    op, kernel, isa = ctypes.c_char_p(), ctypes.c_char_p(), ctypes.c_int()
-    while lib is not None and lib.sb_kernel(len(rows), ctypes.byref(op), ctypes.byref(kernel), ctypes.byref(isa)):
-        rows.append(((op.value or b"").decode(), (kernel.value or b"").decode(), lib.sb_isa_name(isa.value).decode()))
+    while (row := [column(len(rows)) for column in columns])[0] is not None:
+        op, kernel, isa = (cell.decode() for cell in row if cell is not None)
+        rows.append((op, kernel, isa))
     return rows
 
 

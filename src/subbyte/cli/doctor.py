@@ -47,6 +47,7 @@ def command(as_json: JsonOption = False) -> None:
         "compiler": _compiler(),
         "GPU": _gpus(),
         "backends": _backends(),
+        "CPU kernels": _kernels(),
         "ops": _ops(),
         "extras": _extras(),
     }
@@ -131,6 +132,19 @@ def _backends() -> dict[str, str]:
     rows = {name: module.available() or "available" for name, module in backends.discover().items()}
     return {name: f"not available: {why}" if why != "available" else why for name, why in rows.items()} | {
         "reference": "available"
+    }
+
+
+def _kernels() -> dict[str, str]:
+    from subbyte.backends import _native
+
+    if _native.lib is None:
+        return {"library": _native.reason}
+    table = _native.kernels()
+    return {
+        "ISAs here": " ".join(_native.isas()),
+        "ISAs compiled": " ".join(sorted({isa for _, _, isa in table})),
+        **{op: _native.best_kernel(op) for op in sorted({op for op, _, _ in table})},
     }
 
 

@@ -1,0 +1,19 @@
+// amax for NEON, which every AArch64 has: no target region. The body is amax.inc.
+#include "amax.h"
+#include "cpu_features.h"
+
+#if SB_ARM
+#include <arm_neon.h>
+
+namespace sb::neon {
+namespace {
+#define SB_W 4
+#define SB_NEON 1
+#include "simd.inc"
+#include "amax.inc"
+}  // namespace
+
+static const AmaxKernels kernels{run, columns};
+static const Register registered{"amax", Isa::neon, "amax_neon", &kernels};
+}  // namespace sb::neon
+#endif

@@ -1,0 +1,138 @@
+// Runs calls of the library for a process of another architecture (native_runner.py has the other end): functions are
+// named, arguments are integers, and memory comes and goes as blocks, each at an address that it has over there.
+//
+//     runner LIBRARY < requests > replies
+//
+// request   u32 length, name; u32 count, i64 arguments; u32 count, blocks {u64 address, u64 size, bytes}; u32 kind of
+//           the result: 0 an int, 1 a string
+// reply     u32 result, or u32 length and the string (2^32 - 1 for none); then of each block u32 "it changed" and,
+//           where it did, its bytes
+// An argument, or an 8-byte word of a block passed as a struct, that lies in a block is an address: it is translated.
+// Structs are the blocks without a tensor: their address has bit 63 set.
+#include <dlfcn.h>
+#include <omp.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+extern "C" void GOMP_parallel(void (*)(void*), void*, unsigned, unsigned);
+
+namespace {
+
+constexpr size_t kAlignment = 64;  // of addresses, which a block keeps; and the width of the guards around it
+constexpr unsigned char kGuard = 0xA5;
+constexpr uint32_t kNone = UINT32_MAX;
+constexpr uint64_t kStruct = uint64_t{1} << 63;
+constexpr size_t kMaxArguments = 40;
+
+[[noreturn]] void fail(const std::string& what) {
+    std::fprintf(stderr, "runner: %s\n", what.c_str());
+    std::exit(1);
+}
+
+void read(void* to, size_t n) {
+    if (std::fread(to, 1, n, stdin) != n) std::exit(0);  // the other end is gone
+}
+void write(const void* from, size_t n) { std::fwrite(from, 1, n, stdout); }
+uint32_t read_u32() {
+    uint32_t v;
+    read(&v, sizeof v);
+    return v;
+}
+void write_u32(uint32_t v) { write(&v, sizeof v); }
+
+struct Block {
+    uint64_t address, size;
+    unsigned char* memory = nullptr;  // all of it, guards included
+    unsigned char* data = nullptr;
+    std::vector<unsigned char> before;
+
+    void take() {
+        const size_t from = address % kAlignment, all = from + size + 2 * kAlignment;
+        memory = static_cast<unsigned char*>(std::aligned_alloc(kAlignment, (all / kAlignment + 1) * kAlignment));
+        data = memory + kAlignment + from;
+        std::memset(data - kAlignment, kGuard, kAlignment);
+        std::memset(data + size, kGuard, kAlignment);
+        read(data, size);
+        before.assign(data, data + size);
+    }
+    void check(const std::string& name) const {
+        for (size_t i = 0; i < kAlignment; ++i)
+            if (data[-1 - static_cast<long>(i)] != kGuard || data[size + i] != kGuard)
+                fail(name + " wrote outside of its memory");
+    }
+};
+
+uint64_t translated(uint64_t v, const std::vector<Block>& blocks) {
+    for (const Block& b : blocks)
+        if (v >= b.address && v < b.address + b.size + (b.size == 0))
+            return reinterpret_cast<uint64_t>(b.data) + (v - b.address);
+    return v;
+}
+
+// Integer arguments go into registers, then onto the stack in slots of 8 bytes, whatever their type: those that a
+// function does not have do no harm.
+template <size_t... I>
+uint64_t call(void* function, const uint64_t* a, std::index_sequence<I...>) {
+    return reinterpret_cast<uint64_t (*)(decltype(uint64_t(I))...)>(function)(a[I]...);
+}
+
+void serve(void* library) {
+    std::string name(read_u32(), ' ');
+    read(name.data(), name.size());
+    uint64_t arguments[kMaxArguments] = {};
+    const uint32_t count = read_u32();
+    if (count > kMaxArguments) fail(name + " has too many arguments");
+    read(arguments, 8 * count);
+    std::vector<Block> blocks(read_u32());
+    for (Block& b : blocks) {
+        read(&b.address, 8);
+        read(&b.size, 8);
+        b.take();
+    }
+    const uint32_t string = read_u32();
+    for (Block& b : blocks)
+        for (uint64_t i = 0; (b.address & kStruct) && i + 8 <= b.size; i += 8) {
+            uint64_t word;
+            std::memcpy(&word, b.data + i, 8);
+            word = translated(word, blocks);
+            std::memcpy(b.data + i, &word, 8);
+        }
+    for (uint64_t& a : arguments) a = translated(a, blocks);
+
+    void* function = dlsym(library, name.c_str());
+    if (!function) fail("no function " + name);
+    const uint64_t result = call(function, arguments, std::make_index_sequence<kMaxArguments>());
+    const char* text = string ? reinterpret_cast<const char*>(result) : nullptr;
+    if (!string) {
+        write_u32(static_cast<uint32_t>(result));
+    } else if (text) {
+        write_u32(static_cast<uint32_t>(std::strlen(text)));
+        write(text, std::strlen(text));
+    } else {
+        write_u32(kNone);
+    }
+    for (Block& b : blocks) {
+        b.check(name);
+        const bool changed = !(b.address & kStruct) && std::memcmp(b.data, b.before.data(), b.size);
+        write_u32(changed);
+        if (changed) write(b.data, b.size);
+        std::free(b.memory);
+    }
+    std::fflush(stdout);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    void* library = argc == 2 ? dlopen(argv[1], RTLD_NOW) : nullptr;
+    if (!library) fail(argc == 2 ? dlerror() : "usage: runner LIBRARY");
+    const auto set_parallel = reinterpret_cast<void (*)(void*, void*)>(dlsym(library, "sb_set_parallel"));
+    if (!set_parallel) fail("the library has no sb_set_parallel");
+    set_parallel(reinterpret_cast<void*>(GOMP_parallel), reinterpret_cast<void*>(omp_get_thread_num));
+    for (;;) serve(library);
+}
