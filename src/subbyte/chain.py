@@ -110,9 +110,9 @@ class Chain(torch.autograd.Function):
             with ops.recording(stage.layer_record.kernels):
                 qw = quantized("weight", w, stage.layer.weight, stage.streams, 2, stage.layer_record)
                 p = stage.products
-                y: Any = product("output", p.output_and_range, p.float_output_and_range, qx, qw, bias)
+                y, y_range = product("output", p.output_and_range, p.float_output_and_range, qx, qw, bias)
             with ops.recording(stage.norm_record.kernels):
-                norm = _Norm(*y, stage, gamma, beta)
+                norm = _Norm(y, y_range, stage, gamma, beta)
                 del y
                 if last:
                     z, r, saved, mask = norm.to_floats(other, relu)
