@@ -39,7 +39,7 @@ check: setup ## Lint, types, and imports that only point down
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
--include rtl.mk fuzz.mk isas.mk
+include $(sort $(wildcard *.mk))
 
 clean: ## Remove the environment, build outputs and caches; runs/ is kept
 	rm -rf $(VENV) build dist src/subbyte/_lib .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,3 +48,21 @@ def test_an_older_library_is_told_and_not_used(monkeypatch: pytest.MonkeyPatch) 
         _native.reason = before
         importlib.reload(cpu)
     assert cpu.available() == ""
+
+
+def test_a_library_older_than_its_sources_is_told_and_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from subbyte.backends import _native
+
+    library, source = tmp_path / "src/subbyte/_lib/libsubbyte.so", tmp_path / "csrc/gemm.cc"
+    for file in (library, source):
+        file.parent.mkdir(parents=True)
+    library.write_bytes(_native.PATH.read_bytes())
+    source.touch()
+    monkeypatch.setattr(_native, "PATH", library)
+    os.utime(library, (1e9, 1e9))
+    found, reason = _native._load()
+    assert found is None
+    assert "older than its sources" in reason
+    assert "python hatch_build.py" in reason
+    os.utime(source, (1e9, 1e9))
+    assert _native._load()[0] is not None

@@ -29,6 +29,10 @@ NAME = ctypes.c_char_p
 def _load() -> tuple[ctypes.CDLL | None, str]:
     if not PATH.exists():
         return None, f"{PATH.name} is not built: install with a C++ compiler, or run python hatch_build.py"
+    # In a checkout: what a function takes may have changed since, which no loader notices.
+    sources = PATH.parents[3] / "csrc"
+    if sources.is_dir() and max(file.stat().st_mtime for file in sources.iterdir()) > PATH.stat().st_mtime:
+        return None, f"{PATH.name} is older than its sources in {sources}: run python hatch_build.py"
     try:
         return ctypes.CDLL(str(PATH)), ""
     except OSError as error:
