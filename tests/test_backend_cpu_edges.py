@@ -44,3 +44,17 @@ def test_unpacking_another_number_of_bytes_is_refused(backend: str, bits: int, e
     packed = torch.zeros(2 * bits + extra, dtype=torch.uint8)
     with ops.use_backend(backend), pytest.raises((ValueError, ops.BackendError)):
         subbyte.unpack_codes(packed, 16, bits, True)
+
+
+def test_chunks_of_one_channel_of_a_channels_last_weight() -> None:
+    """Long codes are summed in chunks of one channel, a view on which torch's own float32 convolution is wrong."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-15, 16, (3, 11, 13, 4), generator=generator).to(torch.int8)
+    w = torch.randint(-63, 64, (7, 11, 5, 5), generator=generator).to(torch.int8)
+    w, one = w.contiguous(memory_format=torch.channels_last), torch.ones(1, 1, 1, 1)
+    shift = torch.zeros(1, 11, 1, 1, dtype=torch.uint8)  # of max_shift 8: a term needs 15 * 63 * 2^8 * 25
+    want = torch.conv2d(x.double(), w.double() * 2.0**8, None, [1, 3], [4, 1], [2, 1])
+    for backend in ("cpu", "reference"):
+        with ops.use_backend(backend):
+            y = subbyte.scaled_conv2d(x, None, 5, True, 0, w, shift, 7, True, 8, one, None, [1, 3], [4, 1], [2, 1], 1)
+        assert torch.equal(y, want.float()), backend

@@ -92,7 +92,8 @@ def scaled_conv2d(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, s
 
     def part(cs: slice) -> Tensor:
         xs = _of_each_group(x, 1, groups, cs)
-        return torch.convolution(xs, w[:, cs], None, stride, padding, dilation, False, [0] * len(stride), groups)
+        ws = _of_each_group(w, 1, 1, cs)
+        return torch.convolution(xs, ws, None, stride, padding, dilation, False, [0] * len(stride), groups)
 
     acc = exact.chunked_sum(width, unit, limit, part)
     bias = None if bias is None else bias.view(1, -1, *[1] * len(stride))
@@ -172,11 +173,14 @@ def _backward(g, x, w, stride, padding, dilation, groups, which: int) -> Tensor:
 
 
 def _of_each_group(t: Tensor, axis: int, groups: int, inner: slice) -> Tensor:
-    """The slice `inner` of the channels of each group along `axis`."""
+    """The slice `inner` of the channels of each group along `axis`, dense.
+
+    A view of one channel of a channels_last weight makes oneDNN's float32 convolution wrong (torch 2.13).
+    """
     if inner == slice(0, t.shape[axis] // groups):
         return t
     at = [slice(None)] * (axis + 1) + [inner]
-    return t.unflatten(axis, (groups, -1))[tuple(at)].flatten(axis, axis + 1)
+    return t.unflatten(axis, (groups, -1))[tuple(at)].flatten(axis, axis + 1).contiguous()
 
 
 def _unit(a_bits, a_signed, a_shift, b_bits, b_signed, b_shift) -> int:
