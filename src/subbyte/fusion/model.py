@@ -41,6 +41,10 @@ class Fusion:
         return "\n".join(lines)
 
 
+class NothingToFuse(ValueError):
+    """fuse_ found no chain; the message says why for every layer."""
+
+
 def fuse_(model: nn.Module, example_input: Any = None) -> nn.Module:
     """Run the chains product - batch norm - (add) - ReLU of a quantized model as one step each, in place; returns it.
 
@@ -52,7 +56,8 @@ def fuse_(model: nn.Module, example_input: Any = None) -> nn.Module:
     that torch.fx cannot trace is fused part by part. `model.subbyte_fusion` lists chains and what was left, with why;
     unfuse_ takes it back. quantize_ goes first.
 
-    Raises TypeError if no layer is quantized or the model is fused already, ValueError if nothing could be fused.
+    Raises TypeError if no layer is quantized or the model is fused already, NothingToFuse (a ValueError) where no chain
+    is found.
     """
     if not any(isinstance(m, QuantizedLayer) for m in model.modules()):
         raise TypeError("fuse_: the model has no quantized layer; quantize_ it first")
@@ -70,7 +75,7 @@ def fuse_(model: nn.Module, example_input: Any = None) -> nn.Module:
             left.setdefault(name, "in a part of the model that torch.fx cannot trace")
     if not chains:
         unfuse_(model)
-        raise ValueError(f"nothing to fuse:\n{Fusion((), left)}")
+        raise NothingToFuse(f"nothing to fuse:\n{Fusion((), left)}")
     if example_input is not None:
         _compare(model, example_input if isinstance(example_input, tuple) else (example_input,))
     setattr(model, FUSION, Fusion(tuple(chains), left))

@@ -14,6 +14,7 @@ from torch import nn
 
 from subbyte import data, models
 from subbyte.convert import quantize_, quantized_layers
+from subbyte.fusion import NothingToFuse, fuse_
 from subbyte.scheme import Scheme
 from subbyte.train.checkpoint import Checkpoint, Progress, load_model
 from subbyte.train.config import Config
@@ -38,7 +39,7 @@ def check_device(name: str) -> torch.device:
 
 
 def build_model(config: Config, info: data.DatasetInfo) -> nn.Module:
-    """The untrained model, quantized as the Config's scheme says, on the Config's device."""
+    """The untrained model, quantized as the Config's scheme says and fused, on the Config's device."""
     model = models.build(
         config.model,
         info.num_classes,
@@ -49,6 +50,8 @@ def build_model(config: Config, info: data.DatasetInfo) -> nn.Module:
     scheme = Scheme.from_dict(config.scheme)
     if not scheme.is_float:
         quantize_(model, scheme)
+        with contextlib.suppress(NothingToFuse):
+            fuse_(model)
     return model.to(check_device(config.device))
 
 
