@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize(("page", "examples"), [("quantizers", 15), ("optimizers", 8)])
+@pytest.mark.parametrize(("page", "examples"), [("quantizers", 15), ("optimizers", 8), ("fusing", 7)])
 def test_the_examples_of_a_page_run(monkeypatch: pytest.MonkeyPatch, page: str, examples: int) -> None:
     monkeypatch.setattr(Quantizer, "registry", dict(Quantizer.registry))
     result = doctest.testfile(str(ROOT / "docs" / f"{page}.md"), module_relative=False)
