@@ -183,6 +183,12 @@ class Scheme:
         parts = [self.layer, self.norm, self.first, self.last, *(s for _, s in self.overrides)]
         return all(p is None or p.is_float for p in parts)
 
+    @property
+    def is_torch(self) -> bool:
+        """Every layer computes what torch's does: nothing is quantized, and no norm takes L1 statistics."""
+        norms = [self.norm, *(s for _, s in self.overrides if isinstance(s, NormScheme))]
+        return self.is_float and all(norm.kind == "l2" for norm in norms)
+
     # ------------------------------------------------------------------------------------------------ resolution
 
     def override(self, pattern: str, scheme: LayerScheme | NormScheme | None) -> Scheme:

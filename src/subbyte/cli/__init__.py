@@ -1,4 +1,4 @@
-"""The command line: `subbyte train | eval | predict | inspect | bench | schemes | doctor | demo | rtl`.
+"""The command line: `subbyte train | eval | predict | inspect | bench | schemes | reproduce | doctor | demo | rtl`.
 
 Each command is the function `command` of one file of this package, and imports what it needs when it is called: --help
 need not wait for the training code.
@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from subbyte.cli import bench, demo, doctor, evaluate, inspect, predict, schemes, train
+from subbyte.cli import bench, demo, doctor, evaluate, inspect, predict, reproduce, schemes, train
 from subbyte.cli.errors import friendly
 from subbyte.rtl import resources_report
 from subbyte.rtl.cli import app as rtl
@@ -49,6 +49,7 @@ for _name, _module in {
     "inspect": inspect,
     "bench": bench,
     "schemes": schemes,
+    "reproduce": reproduce,
     "doctor": doctor,
     "demo": demo,
 }.items():

@@ -48,7 +48,7 @@ def build_model(config: Config, info: data.DatasetInfo) -> nn.Module:
         image_size=info.image_size,
     )
     scheme = Scheme.from_dict(config.scheme)
-    if not scheme.is_float:
+    if not scheme.is_torch:
         quantize_(model, scheme)
         with contextlib.suppress(NothingToFuse):
             fuse_(model)

@@ -4,6 +4,7 @@ config.json         the Config                      metrics.jsonl      a row per
 dataset.json        classes, sizes, normalization   curves.png         loss and accuracy against epoch
 last.safetensors    the newest checkpoint           best.safetensors   the one with the highest test accuracy
 report.json         what each layer did             events/            TensorBoard
+epoch-<n>.safetensors   the checkpoints after epochs that were to be kept
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,26 @@ def to_json(values: Any) -> str:
     return json.dumps(plain(values), indent=2, allow_nan=False)
 
 
+@contextlib.contextmanager
+def hold(path: Path) -> Iterator[bool]:
+    """Locks a file or folder for this process while the block runs; False where another holds it, and no wait."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on Windows, where two runs in one folder go unnoticed
+        yield True
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
+            held = False
+        yield held
+    finally:
+        os.close(handle)
+
+
 class RunFolder:
     """Paths inside a run folder, and the checks before it is made or used again."""
 
@@ -49,14 +71,14 @@ class RunFolder:
         self.curves_file = self.path / "curves.png"
         self.report_file = self.path / "report.json"
         self.events_dir = self.path / "events"
-        self.last = self.path / "last.safetensors"
-        self.best = self.path / "best.safetensors"
+        self.last = self.checkpoint("last")
+        self.best = self.checkpoint("best")
 
     def checkpoint(self, which: str) -> Path:
-        """The path of the `last` or the `best` checkpoint."""
-        if which not in ("last", "best"):
-            raise RunError(f"unknown checkpoint '{which}'; it is 'last' or 'best'")
-        return self.last if which == "last" else self.best
+        """The path of the `last` or the `best` checkpoint, or of one that was kept, `epoch-<n>`."""
+        if not re.fullmatch(r"last|best|epoch-[1-9]\d*", which):
+            raise RunError(f"unknown checkpoint '{which}'; it is 'last', 'best' or, where one was kept, 'epoch-<n>'")
+        return self.path / f"{which}.safetensors"
 
     def check_new(self) -> None:
         """Raises where the folder already holds anything: a run never overwrites another."""
@@ -96,20 +118,10 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the folder for this process; the system lets go of it even where the process is killed."""
-        try:
-            import fcntl
-        except ImportError:  # no such locks on Windows, where two runs in one folder go unnoticed
+        with hold(self.path) as held:
+            if not held:
+                raise RunError(f"{self.path} is in use by another process that trains into it")
             yield
-            return
-        handle = os.open(self.path, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunError(f"{self.path} is in use by another process that trains into it") from error
-            yield
-        finally:
-            os.close(handle)
 
     def _read(self, path: Path) -> dict[str, Any]:
         if not self.path.is_dir():

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,14 +65,16 @@ def train(
     resume: bool = False,
     time_limit: float | None = None,
     checkpoint_every: int | None = None,
+    keep_epochs: Collection[int] = (),
     download: bool = False,
     console: Console | None = None,
 ) -> Outcome:
     """Trains `config` in `run_dir` to the end, or until `time_limit` seconds, Ctrl-C or SIGTERM, and checkpoints.
 
     A checkpoint is written at each epoch's end, when the run pauses, and every `checkpoint_every` steps (None: after
-    five minutes). With `resume` the run in the folder goes on from its last checkpoint, to the same final
-    bits as an undisturbed run. Raises RunError, CheckpointError, DivergedError, data.DataError or ValueError.
+    five minutes); those after the epochs `keep_epochs` (from 1) stay as epoch-<n>. With `resume` the run in the folder
+    goes on from its last checkpoint, to the same final bits as an undisturbed run. Raises RunError, CheckpointError,
+    DivergedError, data.DataError or ValueError.
     """
     if checkpoint_every is not None and checkpoint_every < 1:
         raise ValueError(f"checkpoint_every is {checkpoint_every}; it must be at least 1 step")
@@ -87,7 +89,7 @@ def train(
     with StopSwitch(time_limit) as switch, reproducible(config.seed, config.threads):
         expected = data.DatasetInfo.from_dict(folder.dataset_info()) if resume else None
         dataset = load_dataset(config, download=download, expected=expected)
-        run = Run(config, folder, dataset, switch, console, checkpoint_every)
+        run = Run(config, folder, dataset, switch, console, checkpoint_every, keep_epochs)
         folder.path.mkdir(parents=True, exist_ok=True)
         with folder.locked():
             if resume:
@@ -109,9 +111,10 @@ class Run:
         switch: StopSwitch,
         console: Console,
         checkpoint_every: int | None,
+        keep_epochs: Collection[int] = (),
     ) -> None:
         self.config, self.folder, self.dataset, self.switch, self.console = config, folder, dataset, switch, console
-        self.checkpoint_every = checkpoint_every
+        self.checkpoint_every, self.keep_epochs = checkpoint_every, keep_epochs
         self.device = torch.device(config.device)
         self.model = build_model(config, dataset.info)
         self.optimizer = make_optimizer(self.model, config)
@@ -147,8 +150,8 @@ class Run:
         self.progress = saved.progress
         self.seconds_before = saved.progress.seconds
 
-    def checkpoint(self, *, best: bool = False) -> None:
-        """Writes `last`, and before it `best` if asked: after a crash between the two, the older last redoes both."""
+    def checkpoint(self, *also: str) -> None:
+        """Writes `last`, and before it those of `also`: after a crash in between, the older last redoes them all."""
         for name, parameter in self.model.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise self._diverged(f"the parameter {name} is no longer finite after step {self.progress.step}")
@@ -163,9 +166,8 @@ class Run:
             schedule=self.schedule.state_dict(),
             rng=rng_state(),
         )
-        if best:
-            saved.save(self.folder.best)
-        saved.save(self.folder.last)
+        for which in (*also, "last"):
+            saved.save(self.folder.checkpoint(which))
         self.saved_at = time.monotonic()
 
     def _seconds(self) -> float:
@@ -295,7 +297,8 @@ class Run:
             progress.best_accuracy, progress.best_epoch = evaluation.top1, progress.epoch + 1
         progress.epoch += 1
         progress.batch, progress.images, progress.loss_sum, progress.correct = 0, 0, 0.0, 0
-        self.checkpoint(best=best)
+        kept = [f"epoch-{progress.epoch}"] if progress.epoch in self.keep_epochs else []
+        self.checkpoint(*kept, *(["best"] if best else []))
         self.records.plot()
         return self.switch.reason() if progress.epoch < self.config.epochs else None
 

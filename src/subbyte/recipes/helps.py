@@ -1,0 +1,132 @@
+"""helps: what improves 4-bit training, and where its loss comes from: one change to int4 at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from subbyte.quantizers import SAWB, AbsMax, LearnedStep, MSEClip, PerChannel, ShiftQuant
+from subbyte.scheme import RECIPES, LayerScheme, NormScheme, Scheme
+from subbyte.study import Run, Study, training
+
+
+@dataclass(frozen=True)
+class Config:
+    """ResNet-20 as in resnet-cifar10, for a third of its epochs."""
+
+    task: str = "cifar10"
+    model: str = "resnet20"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: int = 10
+    batch_size: int = 128
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 1.0
+    long_warmup_epochs: float = 3.0
+    variants: tuple[str, ...] | None = None  # all
+
+
+EXPECTED = ()
+"""None: each variant is reported whether or not it helps."""
+
+INT4 = Scheme.from_name("int4")
+STOCHASTIC: dict[str, Any] = dict(rounding="stochastic")
+
+
+def changed(**roles: Any) -> Scheme:
+    """int4 with other roles in its middle layers."""
+    return dataclasses.replace(INT4, name="custom", layer=dataclasses.replace(INT4.layer, **roles))
+
+
+def shift(bits: int, groups: int, axis: int = 1) -> ShiftQuant:
+    """A gradient's."""
+    return ShiftQuant(bits, groups=groups, axis=axis, **STOCHASTIC)
+
+
+def gradient_bits(pattern: str, bits: int) -> Scheme:
+    """int4 with gradients of `bits` bits in the layers whose name matches."""
+    layer = dataclasses.replace(INT4.layer, gradient=shift(bits, 9 if bits <= 4 else 5))
+    return dataclasses.replace(INT4, name="custom").override(pattern, layer)
+
+
+def schemes() -> dict[str, Scheme]:
+    """Variant -> scheme: first what may help, then what shows where the loss comes from."""
+    norm8 = NormScheme("l1", saved=8)
+    return {
+        "lsq-w": changed(weight=LearnedStep(4)),
+        "lsq-wa": changed(weight=LearnedStep(4), activation=LearnedStep(4)),
+        "lsq-wa-slow": changed(weight=LearnedStep(4, rate=1e-3), activation=LearnedStep(4, rate=1e-3)),
+        "sawb-w": changed(weight=SAWB(4)),
+        "sawb-w-mse-a": changed(weight=SAWB(4), activation=MSEClip(4)),
+        "mse-w": changed(weight=MSEClip(4)),
+        "mse-wa": changed(weight=MSEClip(4), activation=MSEClip(4)),
+        "samples-2": changed(gradient_samples=2),
+        "groups-of-samples": changed(gradient=shift(4, 9, axis=0)),
+        "groups-of-samples-2": changed(gradient=shift(4, 9, axis=0), gradient_samples=2),
+        "groups-a": changed(activation=ShiftQuant(4, groups=5)),
+        "groups-w": changed(weight=ShiftQuant(4, groups=5, axis=0), gradient=shift(4, 4)),
+        "channels-w": changed(weight=PerChannel(4, axis=0)),
+        "g6-stage1": gradient_bits("layer1.*", 6),
+        "g6-stage2": gradient_bits("layer2.*", 6),
+        "g6-stage3": gradient_bits("layer3.*", 6),
+        "norm-saved-8": dataclasses.replace(INT4, name="custom", norm=norm8),
+        "w-float": changed(weight=None),
+        "a-float": changed(activation=None),
+        "g-float": changed(gradient=None),
+        "w8": changed(weight=AbsMax(8)),
+        "a8": changed(activation=AbsMax(8)),
+        "g8": changed(gradient=shift(8, 4)),
+        "norms-float-l1": dataclasses.replace(INT4, name="custom", norm=NormScheme("l1", None, None, None, None, None)),
+        "norms-float-l2": dataclasses.replace(INT4, name="custom", norm=RECIPES["float"].norm),
+        "norms-only": dataclasses.replace(INT4, name="custom", layer=LayerScheme(), first=None, last=None),
+    }
+
+
+def runs(config: Config) -> Iterator[Run]:
+    """float, int4, then every variant; seed by seed."""
+    settings: dict[str, Any] = {
+        k: v
+        for k, v in dataclasses.asdict(config).items()
+        if k not in ("task", "seeds", "long_warmup_epochs", "variants")
+    }
+    longer = {**settings, "warmup_epochs": config.long_warmup_epochs}
+    standardized = {**settings, "model": config.model + "+ws"}
+    wanted: dict[str, tuple[Scheme | str, dict[str, Any]]] = {"float": ("float", settings), "int4": ("int4", settings)}
+    wanted |= {variant: (scheme, settings) for variant, scheme in schemes().items()}
+    for name in ("float", "int4"):
+        wanted[f"{name}, long warm-up"] = name, longer
+        wanted[f"{name}, weight standardization"] = name, standardized
+    for seed in config.seeds:
+        for variant, (scheme, how) in wanted.items():
+            if config.variants is None or variant in config.variants:
+                yield Run(variant, training(config.task, scheme, seed, **how))
+
+
+STUDY = Study(
+    name="helps",
+    title="what helps 4-bit training, and where its loss comes from",
+    config=Config(),
+    quick=Config(
+        model="resnet8",
+        task="digits",
+        seeds=(0,),
+        epochs=1,
+        batch_size=512,
+        warmup_epochs=0.5,
+        long_warmup_epochs=0.8,
+        variants=("float", "int4", "lsq-wa", "groups-w", "g6-stage1", "int4, weight standardization"),
+    ),
+    runs=runs,
+    expected=EXPECTED,
+    baseline="int4",
+    notes=(
+        "Each variant is int4 with one change in its middle layers. lsq: learned steps (w weights, a activations; "
+        "slow: a tenth of the rate). sawb, mse: clipped ranges. samples-2: gradients quantized twice and averaged for "
+        "the weights' gradient. groups-of-samples: ShiftQuant's groups are of samples, not of channels. groups-a, "
+        "groups-w: groups for activations (input channels) and weights (output channels); channels-w: a free scale "
+        "for each output channel. g6-stage1: 6-bit gradients in that stage. The rest (w-float, a8, ...) takes one "
+        "thing out of 4 bits, to see what it costs; norms-only leaves every layer float."
+    ),
+)

@@ -1,0 +1,70 @@
+"""integer-only: power-of-two scales and an integer weight update, against int4 and float."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from subbyte.scheme import Scheme
+from subbyte.study import Expected, Row, Run, Skipped, Study, training
+from subbyte.study.expected import loss
+from subbyte.study.plots import plot_curves_of
+
+
+@dataclass(frozen=True)
+class Config:
+    """The schedule of resnet-cifar10."""
+
+    task: str = "cifar10"
+    model: str = "resnet20"
+    schemes: tuple[str, ...] = ("float", "int4", "int4-integer-only")
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: int = 30
+    batch_size: int = 128
+    lr: float = 0.2
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 2.0
+
+
+EXPECTED = (
+    Expected("integer-only: loss against float", loss("int4-integer-only"), at_most=1.0, factor=100, unit="points"),
+)
+
+
+def runs(config: Config) -> Iterator[Run | Skipped]:
+    """A scheme that this subbyte doesn't have is skipped, and said to be."""
+    for name in config.schemes:
+        if name not in Scheme.names():
+            yield Skipped(name, f"there is no scheme of that name yet; there are: {', '.join(Scheme.names())}")
+    settings = dict(epochs=config.epochs, batch_size=config.batch_size, lr=config.lr)
+    for seed in config.seeds:
+        for name in filter(Scheme.names().__contains__, config.schemes):
+            yield Run(
+                name,
+                training(
+                    config.task,
+                    name,
+                    seed,
+                    model=config.model,
+                    weight_decay=config.weight_decay,
+                    warmup_epochs=config.warmup_epochs,
+                    **settings,
+                ),
+            )
+
+
+def plots(rows: list[Row], prefix: Path) -> list[Path]:
+    """Test accuracy by epoch."""
+    return plot_curves_of(rows, prefix, 100, "test accuracy (%)")
+
+
+STUDY = Study(
+    name="integer-only",
+    title="training without a float between the input and the loss",
+    config=Config(),
+    quick=Config(task="digits", model="resnet8", seeds=(0,), epochs=1, batch_size=256, lr=0.05, warmup_epochs=0.5),
+    runs=runs,
+    expected=EXPECTED,
+    plots=plots,
+)
