@@ -1,8 +1,8 @@
 """Studies: runs paired by seed, their rows, and what the rows say. The studies themselves are in subbyte.recipes."""
 
-from subbyte.study.execute import Place, Progress, execute, planned
 from subbyte.study.expected import Expected, Figure, Verdict
 from subbyte.study.rows import RowFile
+from subbyte.study.runner import Place, Progress, execute, planned
 from subbyte.study.select import Row
 from subbyte.study.study import Job, Run, Skipped, Study, StudyError, training
 from subbyte.study.summary import summarize

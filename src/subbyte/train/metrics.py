@@ -33,7 +33,7 @@ class Records:
         self._file = open(folder.metrics_file, "ab")  # noqa: SIM115 - open for as long as the run
         self._file.truncate(length)
         self.rows = read_rows(folder.metrics_file)
-        self._plotted_at = -math.inf
+        self._plotted_at, self._plotted = -math.inf, 0
         self._events = self._open_events()
 
     def append(self, row: dict[str, Any]) -> None:
@@ -55,9 +55,9 @@ class Records:
     def plot(self, *, at_once: bool = False) -> None:
         """Draws curves.png, unless it was drawn a moment ago; at_once: in any case."""
         due = at_once or time.monotonic() - self._plotted_at >= _PLOT_SECONDS
-        if not due or not self.epochs() or self._plotted_at == math.inf:
+        if not due or len(self.epochs()) == self._plotted or self._plotted_at == math.inf:
             return
-        self._plotted_at = time.monotonic()
+        self._plotted_at, self._plotted = time.monotonic(), len(self.epochs())
         try:
             plot_curves({"": self.rows}, self._folder.curves_file)
         except ImportError:
