@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import numerics, ops
-from .autograd import Restorer, Saver, channel_sum, product, quantized
+from .autograd import Operand, Restorer, Saver, channel_sum, product, quantized
 from .norm import Geometry, codes_of_gamma, forward_constants, gradient_constants
 from .observe import LayerRecord
 from .ops import chain as passes
@@ -86,21 +86,22 @@ def takes_whole_range(q: Quantizer) -> bool:
 
 
 class Chain(torch.autograd.Function):
-    """(x, x_range, other, relu, stages, weight, bias, gamma, beta of each stage) -> (z, range of z, mu, D of each).
+    """(x, codes, other, relu, stages, weight, bias, gamma, beta of each stage) -> (z, range of z, mu, D of each).
 
     x        float32 (N, C, ...), the input of the first product
-    x_range  float32 of one element: max |x| if the caller knows it (the range of another chain's z), or None
+    codes    the same in codes (first_codes), as what is multiplied and as what is saved
     other    float32 of z's shape, added behind the last norm; or None
     relu     is there a ReLU at the end?
     mu, D    float64 of each norm, for running statistics; they carry no gradient, nor does the range
     """
 
     @staticmethod
-    def forward(ctx: Any, x, x_range, other, relu: bool, stages: Sequence[Stage], *params):
+    def forward(
+        ctx: Any, x, codes: tuple[Operand, Operand | PackedQTensor], other, relu: bool, stages: Sequence[Stage], *params
+    ):
         saver, kept, shapes, statistics = Saver(), [], [], []
         need_x, _, _, _, _, *need = ctx.needs_input_grad
-        qx = _first_codes(x, x_range, stages[0])
-        px: QTensor | PackedQTensor = qx
+        qx, px = codes
         z = r = None
         for i, stage in enumerate(stages):
             at = PARAMETERS * i
@@ -166,13 +167,20 @@ class Chain(torch.autograd.Function):
         return g if need_x else None, None, grad_other, None, None, *shaped
 
 
-def _first_codes(x: Tensor, x_range: Tensor | None, stage: Stage) -> QTensor:
+@torch.no_grad()
+def first_codes(x: Tensor, x_range: Tensor | None, stage: Stage) -> tuple[Operand, Operand | PackedQTensor]:
+    """(x by the quantizer of a chain's first product, the same packed where it is codes).
+
+    x_range  float32 of one element: max |x| if the caller knows it (the range of another chain's z), or None
+    """
     quantizer = stage.layer.activation
     assert quantizer is not None
     with ops.recording(stage.layer_record.kernels):
         if x_range is not None and takes_whole_range(quantizer):
-            return _codes(x.detach(), quantizer, x_range)
-        return quantizer(x, stage.streams[1] if quantizer.stochastic and stage.streams is not None else None)
+            q: Operand = _codes(x, quantizer, x_range)
+        else:
+            q = quantizer(x, stage.streams[1] if quantizer.stochastic and stage.streams is not None else None)
+        return q, ops.pack(q) if isinstance(q, QTensor) else q
 
 
 def _codes(x: Tensor, quantizer: Quantizer, r_k: Tensor) -> QTensor:

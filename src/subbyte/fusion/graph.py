@@ -65,7 +65,7 @@ def compiled(graph: torch.fx.Graph, module: nn.Module) -> tuple[Callable | None,
     chains, left = _find(graph, modules)
     for chain in chains:
         _rewrite(graph, chain)
-    _pass_ranges(graph)
+    _share(graph)
     if not chains:
         return None, [], left
     graph.lint()
@@ -226,7 +226,7 @@ def _rewrite(graph: torch.fx.Graph, chain: _Found) -> None:
     first, last = chain.nodes[0], chain.nodes[-1]
     with graph.inserting_before(first):
         modules = [graph.get_attr(name) for name in chain.plan.layers]
-        started = graph.call_function(start, (chain.source, None, *modules))
+        started = graph.call_function(start, (chain.source, None, None, *modules))
     with graph.inserting_before(last):
         both = graph.call_function(finish, (started, chain.other, chain.plan.relu, *modules))
         z = graph.call_function(operator.getitem, (both, 0))
@@ -235,13 +235,17 @@ def _rewrite(graph: torch.fx.Graph, chain: _Found) -> None:
         graph.erase_node(node)
 
 
-def _pass_ranges(graph: torch.fx.Graph) -> None:
-    """Hand the range of a chain's output to the chains that it goes into."""
+def _share(graph: torch.fx.Graph) -> None:
+    """Hand the range of a chain's output to the chains that begin with it, and codes to the second of two such."""
+    first: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in list(graph.nodes):
         if node.target is not start:
             continue
-        source, _, *modules = node.args
-        if source.target is operator.getitem and source.args[0].target is finish:
+        source, r, twin, *modules = node.args
+        if source in first:
+            twin = first[source]
+        elif source.target is operator.getitem and source.args[0].target is finish:
             with graph.inserting_after(source):
                 r = graph.call_function(operator.getitem, (source.args[0], 1))
-            node.args = (source, r, *modules)
+        first.setdefault(source, node)
+        node.args = (source, r, twin, *modules)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..chain import Chain, Stage, covers
+from ..chain import Chain, Stage, covers, first_codes
 from ..nn.quantized import unless_no_grad
 from ..norm import batch_norm
 from ..tracing import hooked
@@ -40,12 +40,16 @@ class _Started:
     """A chain between start and finish: the stages of a fused one, or what the layers one by one gave."""
 
     x: Tensor
-    x_range: Tensor | None = None
     stages: tuple[Stage, ...] = ()
+    codes: Any = None
 
 
-def start(x: Tensor, x_range: Tensor | None, *layers: Any) -> _Started:
-    """Draw the chain's random numbers; or, where this call does not suit a chain, run its layers one by one."""
+def start(x: Tensor, x_range: Tensor | None, twin: _Started | None, *layers: Any) -> _Started:
+    """Draw the chain's random numbers, quantize x; or, where this call does not suit a chain, run it layer by layer.
+
+    x_range  max |x| where it is known
+    twin     another chain that began with the same x: one with the same quantizer has the same codes
+    """
     if _suits(x, layers):
         stages = []
         for product, norm in zip(layers[::2], layers[1::2], strict=True):
@@ -55,7 +59,11 @@ def start(x: Tensor, x_range: Tensor | None, *layers: Any) -> _Started:
             stages.append(
                 Stage(products, scheme, product.record, streams, norm.scheme, norm.eps, geometry, norm.record, stream)
             )
-        return _Started(x, x_range, tuple(stages))
+        first = stages[0].layer.activation
+        assert first is not None
+        if twin is not None and twin.stages and twin.stages[0].layer.activation == first and not first.stochastic:
+            return _Started(x, tuple(stages), twin.codes)
+        return _Started(x, tuple(stages), first_codes(x, x_range, stages[0]))
     for i, layer in enumerate(layers):
         x = layer(torch.relu(x) if i and i % 2 == 0 else x)
     return _Started(x)
@@ -73,7 +81,7 @@ def finish(started: _Started, other: Tensor | None, relu: bool, *layers: Any) ->
         params += [product.weight, product.bias]
         params += [None if p is None else p.view(shape) for p in (norm.weight, norm.bias)]
     x, other, *params = unless_no_grad(started.x, other, *params)
-    z, r, *statistics = Chain.apply(x, started.x_range, other, relu, started.stages, *params)
+    z, r, *statistics = Chain.apply(x, started.codes, other, relu, started.stages, *params)
     for i, norm in enumerate(layers[1::2]):
         mu, d = statistics[2 * i : 2 * i + 2]
         if norm.track_running_stats:
