@@ -31,6 +31,7 @@ LIBRARY = Path("src/subbyte/_lib/libsubbyte.so")
 OBJECTS = Path("build/obj")
 FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fwrapv"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # gcc's own intrinsics
+WARNINGS += ["-Wno-unknown-warning-option"]  # clang knows not all of these
 
 
 class CompileError(RuntimeError):

@@ -3,7 +3,7 @@
 #include "cpu_features.h"
 #include "gemm_kernels.h"
 
-#if SB_ARM
+#if SB_NEONDOT
 #include <arm_neon.h>
 
 SB_TARGET_BEGIN_NEONDOT

@@ -40,11 +40,17 @@ constexpr T round_up(T a, T b) { return ceil_div(a, b) * b; }
 #else
 #define SB_ARM 0
 #endif
-// Compilers that know AVX-VNNI; an older one leaves its kernels out, and AVX2's run.
+// Compilers that know AVX-VNNI, and dotprod in a target region; an older one leaves those kernels out, and the ISA below
+// runs.
 #if SB_X86 && ((defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11))
 #define SB_AVXVNNI 1
 #else
 #define SB_AVXVNNI 0
+#endif
+#if SB_ARM && (defined(__ARM_FEATURE_DOTPROD) || !defined(__clang__) || __clang_major__ >= 16)
+#define SB_NEONDOT 1
+#else
+#define SB_NEONDOT 0
 #endif
 
 // Code between SB_TARGET_BEGIN_<ISA> and SB_TARGET_END may use that ISA; the rest of the library runs on any machine.
