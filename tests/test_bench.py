@@ -105,6 +105,8 @@ def test_steps_and_memory_of_a_small_network(tmp_path):
     assert steps["torch-fp32"].ops == steps["subbyte/int4"].ops > 0
     saved = {r.impl: r.bytes for r in found if r.case.endswith(memory.SAVED)}
     assert saved["subbyte/int4"] < saved["torch-fp32"]
+    added = {r.impl: r.bytes for r in found if r.case.endswith(memory.ADDED)}
+    assert added["torch-fp32"] < saved["torch-fp32"]
     peaks = [r for r in found if r.case.endswith(memory.PEAK)]
     assert all(r.bytes > 50 << 20 for r in peaks)  # Python with torch
     assert {r.seconds for r in found if r.bench == "memory"} == {None}
@@ -324,12 +326,16 @@ def test_every_target_names_a_case_and_implementations_that_exist():
     assert len(targets.goals()) == len(set(targets.goals()))
 
 
-def test_saved_bytes_are_counted_once_and_without_parameters():
+def test_saved_bytes_are_those_of_distinct_storages():
     net = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Sigmoid())
     x = torch.randn(16, 8)
-    assert memory.saved_bytes(net, x) == 4 * (16 * 8 + 16 * 4)  # x of the Linear, y of the Sigmoid; never the weight
+    activations = 4 * (16 * 8 + 16 * 4)  # x of the Linear, y of the Sigmoid
+    assert memory.saved_bytes(net, x, with_parameters=False) == activations
+    assert (
+        memory.saved_bytes(net, x.requires_grad_()) == activations + 4 * 8 * 4
+    )  # and the weight, for the gradient of x
     twice = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Sigmoid(), nn.Linear(8, 4, bias=False))
-    assert memory.saved_bytes(twice, x) == 4 * (16 * 8 + 16 * 8)  # what both keep is one storage
+    assert memory.saved_bytes(twice, x, with_parameters=False) == 4 * (16 * 8 + 16 * 8)  # what both keep counts once
 
 
 @needs_kernels

@@ -1,14 +1,15 @@
 """Suite memory: bytes that autograd keeps for backward, and the largest resident set of a process that trains.
 
-Saved bytes are those of distinct storages that pass torch's saved-tensor hooks in a forward, without the parameters and
-buffers, which are there anyway; codes that ours packs from a weight count. The resident set is a fresh process's.
+Saved bytes are those of distinct storages that pass torch's saved-tensor hooks in a forward; and once more without the
+parameters and buffers, which are there anyway (codes that ours packs from a weight count in both). The resident set is
+that of a fresh process.
 """
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from subbyte.bench import evidence, impls, step
 from subbyte.bench.timing import Refused, Skip
 
-SAVED, PEAK = "saved for backward", "peak of the process"
+SAVED, ADDED, PEAK = "saved for backward", "saved besides parameters", "peak of the process"
 IMPLS = ("torch-fp32", "torch-bf16", *(f"subbyte/{r}" for r in impls.RECIPES), *step.FUSED)
 _STEPS = 3
-_KIB = 1024  # ru_maxrss counts those on Linux
+_KIB = 1024
+_CHILD = "import sys; from subbyte.bench.memory import main; main(*sys.argv[1:])"
+_STATUS = Path("/proc/self/status")
 
 
 def tasks(quick: bool) -> tuple[str, ...]:
@@ -29,13 +32,13 @@ def tasks(quick: bool) -> tuple[str, ...]:
 
 
 def case_names(quick: bool) -> list[str]:
-    return [f"{task}, {what}" for task in tasks(quick) for what in (SAVED, PEAK)]
+    return [f"{task}, {what}" for task in tasks(quick) for what in (SAVED, ADDED, PEAK)]
 
 
 def measure(name: str, impl: str) -> dict[str, Any]:
     """The fields of the row of a case: its bytes and the proof. Skip or Refused as in every suite."""
     task, _, what = name.rpartition(", ")
-    return _saved(task, impl) if what == SAVED else _peak_of_process(task, impl)
+    return _peak_of_process(task, impl) if what == PEAK else _saved(task, impl, with_parameters=what == SAVED)
 
 
 def _build(task_name: str, impl: str) -> tuple[step.Task, nn.Module, step.Batch, torch.dtype]:
@@ -47,9 +50,11 @@ def _build(task_name: str, impl: str) -> tuple[step.Task, nn.Module, step.Batch,
     return task, step.prepare_ours(task, model, batch[0], impl, torch.contiguous_format), batch, torch.float32
 
 
-def saved_bytes(model: nn.Module, x: Tensor, dtype: torch.dtype = torch.float32) -> int:
-    """Bytes of the storages that a forward of the model in training mode keeps for its backward."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+def saved_bytes(model: nn.Module, x: Tensor, dtype: torch.dtype = torch.float32, with_parameters: bool = True) -> int:
+    """Bytes of the storages that a forward of the model in training mode keeps for its backward, each counted once."""
+    own = set()
+    if not with_parameters:
+        own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
 
     def pack(t: Tensor) -> Tensor:
@@ -65,10 +70,10 @@ def saved_bytes(model: nn.Module, x: Tensor, dtype: torch.dtype = torch.float32)
     return total
 
 
-def _saved(task_name: str, impl: str) -> dict[str, Any]:
+def _saved(task_name: str, impl: str, with_parameters: bool) -> dict[str, Any]:
     task, model, (x, y), dtype = _build(task_name, impl)
     if impl in impls.FLOATS:
-        return {"bytes": saved_bytes(model, x, dtype)}
+        return {"bytes": saved_bytes(model, x, dtype, with_parameters)}
 
     def run() -> Tensor:
         out = model(x)
@@ -78,14 +83,14 @@ def _saved(task_name: str, impl: str) -> dict[str, Any]:
     _, ran, counter = evidence.watch(run)
     evidence.require_native(ran)
     evidence.require_integer(counter, task.allowed)
-    return {"bytes": saved_bytes(model, x, dtype), "kernels": sorted(set(ran.values()))}
+    return {"bytes": saved_bytes(model, x, dtype, with_parameters), "kernels": sorted(set(ran.values()))}
 
 
 def _peak_of_process(task_name: str, impl: str) -> dict[str, Any]:
     """In a fresh Python, so that neither what ran here before nor the allocator's reserves count."""
-    done = subprocess.run(
-        [sys.executable, "-m", "subbyte.bench.memory", task_name, impl], capture_output=True, text=True, check=False
-    )
+    if not _STATUS.exists():
+        raise Skip(f"the peak of a process is read from {_STATUS}, which this system does not have")
+    done = subprocess.run([sys.executable, "-c", _CHILD, task_name, impl], capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         kind = Skip if f"{Skip.__name__}:" in last else Refused
@@ -105,8 +110,5 @@ def main(task_name: str, impl: str) -> None:
 
 
 def _largest_resident_set() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    """Of this program alone, in bytes: ru_maxrss would begin with that of the process that started it."""
+    return next(int(line.split()[1]) * _KIB for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
