@@ -37,6 +37,7 @@ BITS = (2, 4, 6, 8)
 BITS_TEXT = ", ".join(map(str, BITS))
 ROLES = ("weight", "activation", "gradient")
 PRODUCTS = ("output", "grad_input", "grad_weight")
+PARTS = ("pair_", "key_", "value_")
 QUANTIZERS: dict[str, tuple[type[Quantizer], dict]] = {
     "AbsMax": (AbsMax, {}),
     "PerChannel(0)": (PerChannel, {"axis": 0}),
@@ -79,6 +80,7 @@ class Row:
         if self.layer == "EmbeddingBag":
             values = [values[0].view(2, -1)]
         y = layer(*values)
+        y = y[0] if isinstance(y, tuple) else y
         y.backward(torch.randn(y.shape))
         return layer.record.kernels
 
@@ -96,6 +98,8 @@ PRODUCT_ROWS = [
     Row("Linear", "Linear", (6, 5), ((7, 6),)),
     Row("LoRALinear", "LoRALinear (base)", (6, 5), ((7, 6),), (("rank", 2),)),
     Row("Bilinear", "Bilinear", (4, 5, 3), ((6, 4), (6, 5))),
+    Row("MultiheadAttention", "MultiheadAttention", (4, 2), ((5, 2, 4), (6, 2, 4), (6, 2, 4))),
+    Row("OutProjection", "OutProjection", (6, 5), ((7, 6),)),
     *_conv("Conv1d", (7,)),
     *_conv("Conv2d", (5, 6)),
     *_conv("Conv3d", (4, 4, 4)),
@@ -125,8 +129,9 @@ def cell(row: Row, quantizer: type[Quantizer], options: dict, role: str, widths:
         roles = dict.fromkeys(ROLES, AbsMax(bits)) | {role: quantizer(bits, **options)}
         ran = row.step(row.build(LayerScheme(**roles)))
         by_bits[bits] = "".join(FORMS.get(ran.get(p, ""), "-") for p in PRODUCTS)
-        pairs = [FORMS[ran[f"pair_{p}"]] for p in PRODUCTS if f"pair_{p}" in ran]
-        by_bits[bits] += f" {''.join(pairs)}" if pairs else ""
+        for part in PARTS:
+            more = [FORMS[ran[f"{part}{p}"]] for p in PRODUCTS if f"{part}{p}" in ran]
+            by_bits[bits] += f" {''.join(more)}" if more else ""
     if len(set(by_bits.values())) == 1:
         return by_bits[widths[0]]
     return ", ".join(f"{bits}: {what}" for bits, what in by_bits.items())
@@ -165,7 +170,8 @@ def page() -> str:
         f"The quantizer of a column takes the role named under it, AbsMax the other two, at {BITS_TEXT} bits each",
         "(a cell names the bits where they made a difference). Three letters for output, grad_input, grad_weight: i is",
         "on integers, e emulated (a float product of dequantized operands; `report` says so), - where there is none.",
-        "Bilinear has a second product, of its two inputs: three more letters.",
+        "Bilinear has a second product, of its two inputs: three more letters. Of MultiheadAttention, here with",
+        "three inputs, those are the projections of query, key and value; OutProjection is the fourth.",
         "",
         "| layer | " + " | ".join(f"{q}<br>{r}" for q in QUANTIZERS for r in ROLES) + " |",
         "|---" * (1 + len(QUANTIZERS) * len(ROLES)) + "|",

@@ -17,6 +17,7 @@ from .signs import nonnegative_inputs
 CONVERSION = "subbyte_conversion"
 """The attribute of a quantized model that holds its Conversion."""
 
+_PART_OF_FLOAT = "the layer that it is a part of stays float, and reads its weight without calling it"
 _FUSED_ENCODER = "subbyte_activation_relu_or_gelu"
 
 Filter = Callable[[nn.Module, str], bool]
@@ -59,6 +60,7 @@ def quantize_(model: nn.Module, scheme: Scheme | str, filter_fn: Filter | None =
         raise TypeError(f"the model is quantized already ({len(done)} layers, first {done[0]!r}); dequantize_ it first")
     wanted = {n: c for n, m in modules.items() if (c := quantized_class(m)) and (filter_fn is None or filter_fn(m, n))}
     refused = {n: reason for n, c in wanted.items() if (reason := c.refuses(modules[n]))}
+    refused |= {n: _PART_OF_FLOAT for n, c in wanted.items() if c.inside and not _inside(n, c, wanted, refused)}
     wanted = {n: c for n, c in wanted.items() if n not in refused}
     weighted = [n for n, c in wanted.items() if issubclass(c, ProductLayer)]
     position = {weighted[-1]: "last", weighted[0]: "first"} if weighted else {}
@@ -76,6 +78,10 @@ def quantize_(model: nn.Module, scheme: Scheme | str, filter_fn: Filter | None =
                 part = part.unsigned_activation()
         else:
             part = scheme.for_norm(name)
+        inside = wanted[name].inside
+        if inside is not None and not isinstance(modules[name.rpartition(".")[0]], inside):
+            left[name] = _PART_OF_FLOAT
+            continue
         if part is None:
             left[name] = "the scheme leaves it float"
             continue
@@ -90,6 +96,12 @@ def quantize_(model: nn.Module, scheme: Scheme | str, filter_fn: Filter | None =
         _leave_fused_encoder(module)
     setattr(model, CONVERSION, Conversion(tuple(converted), left, reason))
     return model
+
+
+def _inside(name: str, cls: type[QuantizedLayer], wanted: dict, refused: dict) -> bool:
+    """Is the layer that this one is a part of converted as well?"""
+    owner = name.rpartition(".")[0]
+    return owner in wanted and owner not in refused and issubclass(wanted[owner], cast(type, cls.inside))
 
 
 def _leave_fused_encoder(module: nn.Module) -> None:

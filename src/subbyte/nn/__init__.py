@@ -7,6 +7,7 @@ import functools
 import torch
 
 from . import lazy
+from .attention import MultiheadAttention, OutProjection
 from .batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .bilinear import Bilinear
 from .conv import Conv1d, Conv2d, Conv3d
@@ -40,7 +41,9 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "LoRALinear",
+    "MultiheadAttention",
     "NormLayer",
+    "OutProjection",
     "ProductLayer",
     "QuantizedLayer",
     "RMSNorm",

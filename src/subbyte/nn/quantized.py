@@ -30,9 +30,11 @@ class QuantizedLayer(nn.Module):
 
     scheme   LayerScheme or NormScheme, frozen
     record   which kernels ran last, and statistics of an observed call
+    inside   the class of the layer that has this one as a part and alone calls it; None for a layer that stands alone
     """
 
     replaces: ClassVar[type[nn.Module]]
+    inside: ClassVar[type[QuantizedLayer] | None] = None
     scheme: Any
     record: LayerRecord
 
