@@ -62,11 +62,14 @@ def _psq_layer(part: LayerScheme) -> LayerScheme:
 
 
 def fuse(model: nn.Module, example: Tensor) -> nn.Module:
-    """The model after subbyte.fuse_; Skip where this version has none."""
+    """The model after subbyte.fuse_; Skip where this version has none, or finds nothing to fuse."""
     fuse_: Callable[..., nn.Module] | None = getattr(subbyte, "fuse_", None)
     if fuse_ is None:
         raise Skip("this version of subbyte has no fuse_")
-    return fuse_(model, example)
+    try:
+        return fuse_(model, example)
+    except ValueError as error:
+        raise Skip(f"fuse_: {str(error).splitlines()[0].rstrip(':')}") from error
 
 
 def autocast(dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
@@ -99,7 +102,8 @@ def torchao_linears(model: nn.Module) -> nn.Module:
     module_swap=True: its default form leaves every product in floats.
     """
     try:
-        logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of GPU libraries that it finds missing
+        for name in ("torchao", "torch.utils._pytree"):  # warnings of GPU libraries and of torchao's own habits
+            logging.getLogger(name).setLevel(logging.ERROR)
         from torchao.prototype.quantized_training import int8_mixed_precision_training
         from torchao.quantization import quantize_
     except ImportError as error:

@@ -26,7 +26,7 @@ class Row:
     part          share of the work that was timed: below 1 the seconds are a lower bound on the whole
     isa           the best instruction set of this library here, forced_isa: "" or what the whole process was limited to
     kernels       what ran, integer_share: of the multiply-accumulates, counted; error: relative, against float
-    skipped       why there is no figure; refused: it claimed to be integer and was not
+    skipped       why there is no figure; refused: it was no integer implementation after all, or failed
     time          when the case began, the same in all its rows
     """
 

@@ -143,8 +143,8 @@ def _run_case(case: Case, options: Options) -> list[Row]:
         try:
             prepared = candidate.prepare()
             trial, estimates[candidate.impl] = fastest(prepared.trials)
-        except (Skip, Refused) as reason:
-            found.append(make(candidate.impl, skipped=str(reason), refused=isinstance(reason, Refused)))
+        except Exception as reason:
+            found.append(_without_figure(make, candidate.impl, reason))
             continue
         ready[candidate.impl] = candidate, prepared, trial
         gc.collect()
@@ -167,6 +167,13 @@ def _run_case(case: Case, options: Options) -> list[Row]:
             )
         )
     return found
+
+
+def _without_figure(make: Callable[..., Row], impl: str, reason: Exception) -> Row:
+    """The row of what did not run: one defect must not cost the figures of all the others, and is not hidden either."""
+    expected = isinstance(reason, (Skip, Refused))
+    said = str(reason) if expected else f"failed: {type(reason).__name__}: {str(reason).strip()[:300]}"
+    return make(impl, skipped=said, refused=not isinstance(reason, Skip))
 
 
 def _share(suite: str, candidate: Candidate, seconds: float, quick: bool) -> float | None:
@@ -193,8 +200,8 @@ def _run_memory(name: str, options: Options) -> list[Row]:
         if _wanted(impl, options.impls):
             try:
                 found.append(make(impl, **memory.measure(name, impl)))
-            except (Skip, Refused) as reason:
-                found.append(make(impl, skipped=str(reason), refused=isinstance(reason, Refused)))
+            except Exception as reason:
+                found.append(_without_figure(make, impl, reason))
     return found
 
 

@@ -53,7 +53,8 @@ def command(
     """Measure the integer kernels against torch and torchao, in one process and in turns, and judge the targets.
 
     Rows are added to a file of JSON lines; the page and the plots are made from that file. A row of ours counts only if
-    its kernels ran, its products were integer ones and its result shows an error. Exit code 1 if one was refused.
+    its kernels ran, its products were integer ones and its result shows an error. Exit code 1 if one was refused, or
+    failed.
     """
     from subbyte.bench import ALL, Options
     from subbyte.bench.runner import AVX2, avx2_words, limited_to, run_limited
