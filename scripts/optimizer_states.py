@@ -9,9 +9,7 @@ process; a time is the median of the steps. Takes about five minutes on two core
 from __future__ import annotations
 
 import json
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +18,7 @@ import torch
 
 import subbyte as sb
 from subbyte import models
-from subbyte.cli.doctor import cpu_name
+from subbyte.provenance import commit, machine
 from subbyte.train import Config, train
 from subbyte.train.checkpoint import write_text
 from subbyte.train.optim import make_optimizer, optimizer_tensors
@@ -76,11 +74,14 @@ def accuracy_rows() -> list[dict]:
 
 def row(network: str, optimizer: str, metric: str, value: float | None) -> dict:
     """One figure with all that it needs to be measured again."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    threads = torch.get_num_threads()
-    machine = f"{cpu_name()}, {threads} threads, torch {torch.__version__}, Python {platform.python_version()}"
     facts = {"study": STUDY, "model": network, "scheme": "int4", "optimizer": optimizer, "metric": metric}
-    return {**facts, "value": value, "command": COMMAND, "commit": commit.strip(), "machine": machine}
+    return {
+        **facts,
+        "value": value,
+        "command": COMMAND,
+        "commit": commit(),
+        "machine": machine(torch.get_num_threads()),
+    }
 
 
 def table(rows: list[dict]) -> str:

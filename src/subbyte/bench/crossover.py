@@ -21,7 +21,7 @@ from subbyte.qtensor import QTensor
 
 ROWS = 64
 PRODUCTS = (4, 8, 16, 32, 64, 128, 256)
-LINEARS = (16, 32, 64, 128, 256, 512)
+LINEARS = (16, 32, 64, 128, 256, 512, 1024)
 QUICK_PRODUCTS, QUICK_LINEARS = (8,), (16,)
 BY_KERNEL, BY_FLOATS = "subbyte/int4", "subbyte/int4, float product"
 
