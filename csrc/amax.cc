@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu_features.h"
+#include "numerics.h"
 #include "parallel.h"
 
 namespace sb {

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "amax.h"
+#include "numerics.h"
 
 namespace sb {
 namespace {

@@ -10,6 +10,8 @@ namespace sb::avx2 {
 namespace {
 #define SB_W 8
 #include "simd.inc"
+#include "rounding.inc"
+#include "norm_step.inc"
 #include "norm_pass.inc"
 }  // namespace
 }  // namespace sb::avx2

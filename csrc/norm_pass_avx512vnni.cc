@@ -10,6 +10,8 @@ namespace sb::avx512vnni {
 namespace {
 #define SB_W 16
 #include "simd.inc"
+#include "rounding.inc"
+#include "norm_step.inc"
 #include "norm_pass.inc"
 }  // namespace
 }  // namespace sb::avx512vnni

@@ -10,6 +10,8 @@ namespace {
 #define SB_W 4
 #define SB_NEON 1
 #include "simd.inc"
+#include "rounding.inc"
+#include "norm_step.inc"
 #include "norm_pass.inc"
 }  // namespace
 

@@ -6,6 +6,8 @@ namespace sb::portable {
 namespace {
 #define SB_W 4
 #include "simd.inc"
+#include "rounding.inc"
+#include "norm_step.inc"
 #include "norm_pass.inc"
 const NormPassKernels kernels{apply_signed, apply_unsigned, grad_apply};
 const Register registered_norm_apply{"norm_apply", Isa::portable, "norm_apply_portable", &kernels};

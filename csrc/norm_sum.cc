@@ -1,18 +1,15 @@
 // sb_norm_stats and sb_norm_grad_stats: the exact integer sums of quantized normalization, for any dense layout.
 //
-// A statistic belongs to a channel of an (outer, channels, inner) tensor. How codes reach the kernels, which sum the
-// columns of matrices:
-//   COLUMNS  short runs (channels_last): the tensor is a matrix with a column for each of channels * inner; narrow ones
-//            take several rows at a time, so that strips of lanes fill
-//   RUNS     long runs (NCHW): a run is a matrix of kRunLanes columns, which all belong to its channel
-//   ROWS     outer = 1 (layer norm): a channel is a row, finished in one visit while it lies in the cache
+// A statistic belongs to a channel of an (outer, channels, inner) tensor. The kernels sum the columns of the matrices
+// that strips.h makes of it; where outer = 1 (layer norm) a channel is a row, finished in one visit while it lies in
+// the cache.
 // Each worker adds to numbers of its own; integers do not mind the order in which those are merged.
-#include <numeric>
 #include <vector>
 
 #include "cpu_features.h"
 #include "norm.h"
 #include "parallel.h"
+#include "strips.h"
 
 namespace sb {
 namespace {
@@ -21,82 +18,9 @@ Op<NormSumKernels> stats_op{"norm_stats"}, grad_op{"norm_grad_stats"};
 
 constexpr i64 kBlock = 1 << 15;  // codes in a task
 constexpr i64 kGrain = 1 << 14;  // codes that are worth a second thread
-constexpr i64 kRunLanes = 32;    // columns of a strip in the widest ISA
-constexpr i64 kMaxSlots = 4096;  // columns beyond which a short tail of a strip does not matter
 static_assert(kBlock <= kMaxRows, "a task stays within a call's bound");
 
 i64 floor_div(i64 a, i64 b) { return a / b - (a % b < 0); }
-
-struct Shape {
-    i64 outer, channels, inner;
-
-    i64 size() const { return outer * channels * inner; }
-    i64 count() const { return outer * inner; }
-    bool rows() const { return outer == 1; }
-};
-
-// Slots: where the kernels' sums stand. Several of them make one channel.
-class Slots {
-public:
-    explicit Slots(const Shape& shape) : shape_(shape), columns_(shape.inner < kRunLanes) {
-        period_ = shape.channels * shape.inner;
-        const i64 strips = kRunLanes / std::gcd(period_, kRunLanes);  // repeats that end on a whole strip
-        repeat_ = period_ * strips <= kMaxSlots ? std::min(strips, shape.outer) : 1;
-        count_ = columns_ ? period_ * repeat_ : shape.channels * kRunLanes;
-    }
-    i64 count() const { return count_; }
-    i64 tasks() const { return ceil_div(shape_.size(), per_task()); }
-
-    // matrix(at, rows, columns, slot) for the matrices that cover the codes of a task
-    template <class Matrix>
-    void visit(i64 task, const Matrix& matrix) const {
-        const i64 begin = task * per_task(), end = std::min(begin + per_task(), shape_.size());
-        if (columns_) {
-            const i64 rows = (end - begin) / count_, rest = (end - begin) % count_;
-            if (rows) matrix(begin, rows, count_, 0);
-            if (rest) matrix(end - rest, i64{1}, rest, 0);
-            return;
-        }
-        for (i64 at = begin; at < end;) {
-            const i64 run = at / shape_.inner, stop = std::min(end, (run + 1) * shape_.inner);
-            const i64 rows = (stop - at) / kRunLanes, rest = (stop - at) % kRunLanes;
-            const i64 slot = run % shape_.channels * kRunLanes;
-            if (rows) matrix(at, rows, kRunLanes, slot);
-            if (rest) matrix(stop - rest, i64{1}, rest, slot);
-            at = stop;
-        }
-    }
-
-    // slot(i) for every slot of channel c
-    template <class Slot>
-    void of_channel(i64 c, const Slot& slot) const {
-        if (!columns_)
-            for (i64 i = 0; i < kRunLanes; ++i) slot(c * kRunLanes + i);
-        else
-            for (i64 k = 0; k < repeat_; ++k)
-                for (i64 i = 0; i < shape_.inner; ++i) slot(k * period_ + c * shape_.inner + i);
-    }
-
-private:
-    i64 per_task() const { return columns_ ? std::max<i64>(1, kBlock / count_) * count_ : kBlock; }
-
-    Shape shape_;
-    bool columns_;
-    i64 period_, repeat_, count_;
-};
-
-// An array for each worker, on cache lines of its own.
-template <class T>
-class PerWorker {
-public:
-    PerWorker(i64 n, int workers, T first)
-        : stride_(round_up<i64>(n, 64)), values_(static_cast<size_t>(stride_ * workers), first) {}
-    T* of(int worker) { return &values_[static_cast<size_t>(worker * stride_)]; }
-
-private:
-    i64 stride_;
-    std::vector<T> values_;
-};
 
 // What a channel's statistics are made of, of codes moved by `flip`.
 struct Moments {
@@ -125,13 +49,13 @@ Moments of_row(const NormSumKernels& kernel, const u8* q, u8 flip, i64 n, bool l
 void stats_by_slots(
     const NormSumKernels& kernel, const u8* q, u8 flip, const Shape& shape, bool l2, int workers, i64* total,
     i64* spread, i64* low, i64* high) {
-    const Slots slots(shape);
-    const i64 n = slots.count();
+    const Strips strips(shape);
+    const i64 n = strips.slots(), tile = strips.tile(kBlock);
     PerWorker<i32> sums(n, workers, 0), sums_above(n, workers, 0), counts_above(n, workers, 0);
     PerWorker<i16> leasts(n, workers, INT16_MAX), greatests(n, workers, INT16_MIN);
     PerWorker<i64> squares(l2 ? n : 0, workers, 0);
-    parallel(workers, slots.tasks(), [&](i64 task, int w) {
-        slots.visit(task, [&](i64 at, i64 rows, i64 columns, i64 s) {
+    parallel(workers, ceil_div(shape.size(), tile), [&](i64 task, int w) {
+        strips.visit(task * tile, std::min((task + 1) * tile, shape.size()), [&](i64 at, i64 rows, i64 columns, i64 s) {
             kernel.moments(q + at, flip, rows, columns, sums.of(w) + s, leasts.of(w) + s, greatests.of(w) + s);
         });
     });
@@ -140,16 +64,16 @@ void stats_by_slots(
     for (i64 c = 0; c < shape.channels; ++c) {
         Moments& m = moments[static_cast<size_t>(c)];
         for (int w = 0; w < workers; ++w)
-            slots.of_channel(c, [&](i64 s) {
+            strips.of_channel(c, [&](i64 s) {
                 m.sum += sums.of(w)[s];
                 m.least = std::min<i64>(m.least, leasts.of(w)[s]);
                 m.greatest = std::max<i64>(m.greatest, greatests.of(w)[s]);
             });
         const auto threshold = static_cast<i16>(floor_div(m.sum, shape.count()));
-        slots.of_channel(c, [&](i64 s) { thresholds[static_cast<size_t>(s)] = threshold; });
+        strips.of_channel(c, [&](i64 s) { thresholds[static_cast<size_t>(s)] = threshold; });
     }
-    parallel(workers, slots.tasks(), [&](i64 task, int w) {
-        slots.visit(task, [&](i64 at, i64 rows, i64 columns, i64 s) {
+    parallel(workers, ceil_div(shape.size(), tile), [&](i64 task, int w) {
+        strips.visit(task * tile, std::min((task + 1) * tile, shape.size()), [&](i64 at, i64 rows, i64 columns, i64 s) {
             if (l2)
                 kernel.squares(q + at, flip, rows, columns, squares.of(w) + s);
             else
@@ -159,7 +83,7 @@ void stats_by_slots(
     for (i64 c = 0; c < shape.channels; ++c) {
         Moments& m = moments[static_cast<size_t>(c)];
         for (int w = 0; w < workers; ++w)
-            slots.of_channel(c, [&](i64 s) {
+            strips.of_channel(c, [&](i64 s) {
                 if (l2) m.squares += squares.of(w)[s];
                 m.sum_above += sums_above.of(w)[s];
                 m.count_above += counts_above.of(w)[s];
@@ -180,7 +104,7 @@ SB_EXPORT const char* sb_norm_stats(
     const Shape shape{outer, channels, inner};
     const u8 flip = is_signed ? 0 : 128;
     const int workers = useful_threads(threads, shape.size(), kGrain);
-    if (shape.rows()) {
+    if (outer == 1) {
         const i64 group = ceil_div(kBlock, inner);
         parallel(workers, ceil_div(channels, group), [&](i64 task, int) {
             for (i64 c = task * group; c < std::min((task + 1) * group, channels); ++c)
@@ -201,19 +125,20 @@ SB_EXPORT const char* sb_norm_grad_stats(
     using namespace sb;
     const auto kernel = grad_op.best();
     const Shape shape{outer, channels, inner};
-    const Slots slots(shape);
+    const Strips strips(shape);
     const int workers = useful_threads(threads, shape.size(), kGrain);
-    PerWorker<i32> gs(slots.count(), workers, 0), signs(slots.count(), workers, 0);
-    PerWorker<i64> gks(slots.count(), workers, 0);
-    parallel(workers, slots.tasks(), [&](i64 task, int w) {
-        slots.visit(task, [&](i64 at, i64 rows, i64 columns, i64 s) {
+    const i64 tile = strips.tile(kBlock);
+    PerWorker<i32> gs(strips.slots(), workers, 0), signs(strips.slots(), workers, 0);
+    PerWorker<i64> gks(strips.slots(), workers, 0);
+    parallel(workers, ceil_div(shape.size(), tile), [&](i64 task, int w) {
+        strips.visit(task * tile, std::min((task + 1) * tile, shape.size()), [&](i64 at, i64 rows, i64 columns, i64 s) {
             kernel.table->grad(g + at, k + at, rows, columns, gs.of(w) + s, gks.of(w) + s, signs.of(w) + s);
         });
     });
     for (i64 c = 0; c < channels; ++c) {
         i64 total = 0, product = 0, sign = 0;
         for (int w = 0; w < workers; ++w)
-            slots.of_channel(c, [&](i64 s) { total += gs.of(w)[s], product += gks.of(w)[s], sign += signs.of(w)[s]; });
+            strips.of_channel(c, [&](i64 s) { total += gs.of(w)[s], product += gks.of(w)[s], sign += signs.of(w)[s]; });
         const i64 by = gamma[gamma_channels == 1 ? 0 : c];
         sum_h[c] = by * total, sum_hk[c] = by * product, sum_sign[c] = sign;
         sum_g[c] = total, sum_gk[c] = product;

@@ -10,6 +10,7 @@ namespace sb::avx2 {
 namespace {
 #define SB_W 8
 #include "simd.inc"
+#include "rounding.inc"
 #include "quantize.inc"
 }  // namespace
 }  // namespace sb::avx2

@@ -10,6 +10,7 @@ namespace sb::avx512vnni {
 namespace {
 #define SB_W 16
 #include "simd.inc"
+#include "rounding.inc"
 #include "quantize.inc"
 }  // namespace
 }  // namespace sb::avx512vnni

@@ -10,6 +10,7 @@ namespace {
 #define SB_W 4
 #define SB_NEON 1
 #include "simd.inc"
+#include "rounding.inc"
 #include "quantize.inc"
 }  // namespace
 

@@ -6,6 +6,7 @@ namespace sb::portable {
 namespace {
 #define SB_W 4
 #include "simd.inc"
+#include "rounding.inc"
 #include "quantize.inc"
 const QuantizeKernels kernels{random_run, random_pixels, nearest, stochastic};
 const Register registered_quantize_nearest{"quantize_nearest", Isa::portable, "quantize_nearest_portable", &kernels};

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import chain_calls
 from kernel_table import EVERY_ISA, isas_of_cpu, kernel_for
 from subbyte import ops
 from subbyte.backends import _native, cpu
@@ -25,13 +26,14 @@ PRODUCTS = ("gemm", "conv2d", "conv2d_grad_input", "conv2d_grad_weight")
 PLANES = ("conv2d_planes", "conv2d_planes_grad_input", "conv2d_planes_grad_weight")
 ELEMENTS = ("amax", "quantize_nearest", "quantize_sr", "norm_stats", "norm_apply", "norm_grad_stats", "norm_grad_apply")
 PACKS = ("pack_codes", "unpack_codes")
+CHAINS = tuple(chain_calls.CALLS)
 OWN = {
-    "portable": {*PRODUCTS, *PLANES, *ELEMENTS, *PACKS, "narrow_codes"},
-    "neon": {*PRODUCTS, *PLANES, *ELEMENTS},
+    "portable": {*PRODUCTS, *PLANES, *ELEMENTS, *CHAINS, *PACKS, "narrow_codes"},
+    "neon": {*PRODUCTS, *PLANES, *ELEMENTS, *CHAINS},
     "neondot": {*PRODUCTS},
-    "avx2": {*PRODUCTS, *PLANES, *ELEMENTS, *PACKS},
+    "avx2": {*PRODUCTS, *PLANES, *ELEMENTS, *CHAINS, *PACKS},
     "avxvnni": {*PRODUCTS},
-    "avx512vnni": {*PRODUCTS, *PLANES, *ELEMENTS},
+    "avx512vnni": {*PRODUCTS, *PLANES, *ELEMENTS, *CHAINS},
 }
 """ISA -> the ops that it has a kernel of its own for; the others it takes from the next lower ISA."""
 
@@ -118,6 +120,7 @@ CASES = {
     "conv2d_planes_grad_input": lambda: ("scaled_conv2d_grad_input", convolution(1, 6, 6, 6)),
     "conv2d_planes_grad_weight": lambda: ("scaled_conv2d_grad_weight", convolution(2, 6, 6, 6)),
     **{name: lambda name=name: (name, norm(name)) for name in ELEMENTS[3:]},
+    **{name: lambda name=name: (name, chain_calls.CALLS[name](3)) for name in CHAINS},
 }
 """Op of the table -> the registered op that runs it, and its arguments."""
 

@@ -1,0 +1,57 @@
+// The passes of a fused chain (ops/chain.py): what an ISA file provides.
+//
+// Each kernel takes a matrix of a tensor whose columns belong to channels (strips.h): operands and sums are arrays with
+// one number for each column, and reach at least a vector past the last one.
+#pragma once
+
+#include "subbyte.h"
+
+namespace sb {
+
+// k -> min(max((k + below_half + (k >> drop & odd)) >> drop, -high), high): narrow_codes; the identity with drop 0
+struct Narrowing {
+    i32 drop, below_half, odd, high;
+};
+
+struct NormOperands {
+    const i32* total;
+    const float* factor;
+    const i32* gamma;
+    const float *scale, *beta;
+    i32 count;
+    float high;  // of k, in fixed point
+    Narrowing saved;
+};
+
+struct GradOperands {
+    const i32* gamma;
+    const float *a, *u, *v, *t;
+};
+
+struct GradSums {
+    i32 *g, *sign;        // sum g, sum sign(k)
+    i64* product;         // sum g k
+    i16 *low[3], *high[3];  // extremes of g where k < 0, k = 0, k > 0
+};
+
+// mask: a byte for each element, its lowest bit 1 (when read: all bits) where ReLU passes; nullptr: it passes everywhere.
+// inv and top: a code is x inv, rounded to 2^16 and clamped to +-top (or to 0 .. top); r: its random bits, or nullptr.
+struct ChainKernels {
+    // z = y + other, through ReLU if a mask is wanted; m: 16 numbers, the maxima of the bits of |z| of each lane
+    void (*norm_relu)(
+        const i8* q, const NormOperands& v, i64 slot, const float* other, i64 rows, i64 columns, float* z, i8* k,
+        u8* mask, i32* m);
+    void (*norm_relu_codes)(
+        const i8* q, const NormOperands& v, i64 slot, const float* inv, float top, i64 rows, i64 columns, i8* codes,
+        i8* k, u8* mask);
+    // m[c] = max of the bits of |h|, h = g where the mask passes and 0 elsewhere; h may be nullptr
+    void (*relu_grad)(const float* g, const u8* mask, i64 rows, i64 columns, i32* m, float* h);
+    void (*relu_grad_quantize)(
+        const float* g, const u8* mask, const float* inv, float top, const u16* r, i64 rows, i64 columns, i8* codes);
+    void (*norm_grad_sums)(const i8* g, const i8* k, i64 rows, i64 columns, const GradSums& sums, i64 slot);
+    void (*norm_grad_codes)(
+        const i8* g, const i8* k, const GradOperands& v, i64 slot, const float* inv, float top, const u16* r, i64 rows,
+        i64 columns, i8* codes);
+};
+
+}  // namespace sb

@@ -1,0 +1,33 @@
+// The chain's passes for AVX2. The body is chain.inc.
+#include "chain.h"
+#include "cpu_features.h"
+
+#if SB_X86
+#include <immintrin.h>
+
+SB_TARGET_BEGIN_AVX2
+namespace sb::avx2 {
+namespace {
+#define SB_W 8
+#include "simd.inc"
+#include "simd16.inc"
+#include "part.inc"
+#include "rounding.inc"
+#include "norm_step.inc"
+#include "chain.inc"
+}  // namespace
+}  // namespace sb::avx2
+SB_TARGET_END
+
+namespace sb::avx2 {
+static const ChainKernels kernels{
+    norm_relu, norm_relu_codes, relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_codes};
+static const Register registered_norm_relu{"norm_relu", Isa::avx2, "norm_relu_avx2", &kernels};
+static const Register registered_norm_relu_codes{"norm_relu_codes", Isa::avx2, "norm_relu_codes_avx2", &kernels};
+static const Register registered_relu_grad{"relu_grad", Isa::avx2, "relu_grad_avx2", &kernels};
+static const Register registered_relu_grad_quantize{
+    "relu_grad_quantize", Isa::avx2, "relu_grad_quantize_avx2", &kernels};
+static const Register registered_norm_grad_sums{"norm_grad_sums", Isa::avx2, "norm_grad_sums_avx2", &kernels};
+static const Register registered_norm_grad_codes{"norm_grad_codes", Isa::avx2, "norm_grad_codes_avx2", &kernels};
+}  // namespace sb::avx2
+#endif

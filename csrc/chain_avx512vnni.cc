@@ -1,0 +1,36 @@
+// The chain's passes for AVX512VNNI. The body is chain.inc.
+#include "chain.h"
+#include "cpu_features.h"
+
+#if SB_X86
+#include <immintrin.h>
+
+SB_TARGET_BEGIN_AVX512VNNI
+namespace sb::avx512vnni {
+namespace {
+#define SB_W 16
+#include "simd.inc"
+#include "simd16.inc"
+#include "part.inc"
+#include "rounding.inc"
+#include "norm_step.inc"
+#include "chain.inc"
+}  // namespace
+}  // namespace sb::avx512vnni
+SB_TARGET_END
+
+namespace sb::avx512vnni {
+static const ChainKernels kernels{
+    norm_relu, norm_relu_codes, relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_codes};
+static const Register registered_norm_relu{"norm_relu", Isa::avx512vnni, "norm_relu_avx512vnni", &kernels};
+static const Register registered_norm_relu_codes{
+    "norm_relu_codes", Isa::avx512vnni, "norm_relu_codes_avx512vnni", &kernels};
+static const Register registered_relu_grad{"relu_grad", Isa::avx512vnni, "relu_grad_avx512vnni", &kernels};
+static const Register registered_relu_grad_quantize{
+    "relu_grad_quantize", Isa::avx512vnni, "relu_grad_quantize_avx512vnni", &kernels};
+static const Register registered_norm_grad_sums{
+    "norm_grad_sums", Isa::avx512vnni, "norm_grad_sums_avx512vnni", &kernels};
+static const Register registered_norm_grad_codes{
+    "norm_grad_codes", Isa::avx512vnni, "norm_grad_codes_avx512vnni", &kernels};
+}  // namespace sb::avx512vnni
+#endif

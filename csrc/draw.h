@@ -1,0 +1,65 @@
+// The random bits of stochastic rounding, drawn for one tile of a tensor at a time.
+//
+// Bits belong to LOGICAL row-major indices, tiles to memory order:
+//   order LINEAR       memory order is logical order
+//   order TRANSPOSED   memory is (batch, pixels, channels), logic (batch, channels, pixels): channels_last, or x.T.
+//                      Where pixels % 4 == 0, four pixels of a channel share a call; lanes run over channels.
+// What is drawn lies in the L1 cache for as long as it takes to use it. Without a stream there are tiles and no bits.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "parallel.h"
+#include "quantize.h"
+
+namespace sb {
+
+struct Order {
+    i64 batch, channels, pixels;  // pixels 1: LINEAR
+
+    bool linear() const { return pixels == 1; }
+};
+
+class Draws {
+public:
+    static constexpr i64 kTile = 1024;  // elements for which bits are drawn at a time
+
+    // tile: elements of a tile in memory order, a multiple of 4, where the order or the lack of bits leaves a choice
+    Draws(const QuantizeKernels& kernel, const i64* stream, i64 n, Order order, i64 tile = kTile);
+
+    // Can the kernels count the calls of this tensor? TRANSPOSED counts them in 32 bits.
+    static bool covers(i64 n, Order order) { return order.linear() || n < i64{1} << 34; }
+
+    // body(begin, end, bits) for the tiles of the tensor: one u16 for each element, or nullptr without a stream
+    template <class Body>
+    void each(int workers, const Body& body) const {
+        const i64 group = std::max<i64>(1, kBlock / largest_);
+        parallel(workers, ceil_div(tiles_, group), [&](i64 task, int) {
+            std::vector<u16> bits(drawn_ ? static_cast<size_t>(largest_ + kRandomSlack) : 0);
+            for (i64 tile = task * group; tile < std::min((task + 1) * group, tiles_); ++tile) {
+                const Span s = span(tile);
+                if (drawn_) draw(s, bits.data());
+                body(s.begin, s.end, drawn_ ? bits.data() : nullptr);
+            }
+        });
+    }
+
+private:
+    static constexpr i64 kBlock = 1 << 15;  // elements in a task
+
+    struct Span {
+        i64 begin, end, image, pixel;
+    };
+    Span span(i64 tile) const;
+    void draw(const Span& s, u16* r) const;
+
+    const QuantizeKernels& kernel_;
+    bool drawn_, linear_;
+    u64 stream_;
+    i64 n_;
+    Order order_;
+    i64 width_, tiles_, largest_;  // width_: elements of a tile, or its pixels
+};
+
+}  // namespace sb

@@ -1,0 +1,33 @@
+// The scalar functions of numerics.py that drivers compute once for a channel. NORMATIVE text: numerics.py.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "subbyte.h"
+
+namespace sb {
+
+constexpr int kFractionBits = 16;
+constexpr float kOne = 1 << kFractionBits;  // a code's step in fixed point
+
+inline float range_from_bits(i32 bits) {
+    constexpr float floor = 0x1p-80f;  // numerics.RANGE_FLOOR
+    float r;
+    std::memcpy(&r, &bits, sizeof r);
+    if (!std::isfinite(r)) return std::numeric_limits<float>::quiet_NaN();
+    return r < floor ? 0.0f : r;
+}
+
+// top: Q 2^16
+inline float inverse_step(float r, float top) { return std::isfinite(r) && r > 0 ? top / r : 0.0f; }
+
+inline float power_of_two(u8 exponent) {
+    const u32 bits = (exponent + 127u) << 23;
+    float f;
+    std::memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+}  // namespace sb
