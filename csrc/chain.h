@@ -34,7 +34,7 @@ struct GradSums {
     i16 *low[3], *high[3];  // extremes of g where k < 0, k = 0, k > 0
 };
 
-// mask: a byte for each element, its lowest bit 1 (when read: all bits) where ReLU passes; nullptr: it passes everywhere.
+// mask: a byte each, its lowest bit 1 (when read: all bits) where ReLU passes; nullptr: it passes everywhere.
 // inv and top: a code is x inv, rounded to 2^16 and clamped to +-top (or to 0 .. top); r: its random bits, or nullptr.
 struct ChainKernels {
     // z = y + other, through ReLU if a mask is wanted; m: 16 numbers, the maxima of the bits of |z| of each lane

@@ -1,4 +1,4 @@
-// A dense tensor with its channels along one axis, served to kernels as matrices whose columns each belong to a channel.
+// A dense tensor with its channels along one axis, served to kernels as matrices with a channel for each column.
 //
 // The tensor is (outer, channels, inner) in memory order. A kernel that takes a strip of columns keeps what belongs to
 // them (operands, sums) in registers while it goes down the rows:
