@@ -17,6 +17,8 @@ Op<ProductKernels> op{"gemm"};
 
 constexpr i64 kBlockBytes = 256 << 10;  // a quarter of the second cache for A's block, and one for B's panels
 constexpr i64 kFirstCache = 16 << 10;   // half of the first cache
+constexpr i64 kLine = 64;               // bytes that memory moves at a time
+constexpr i64 kBlocksAhead = 16;        // small blocks of a task, so that all but its first are fetched in time
 constexpr i64 kGrain = 1 << 18;         // multiply-accumulates below which a second thread costs more than it saves
 constexpr int kMaxLeading = 8;
 constexpr i64 kOrigin = 0;  // a matrix is one segment, at no offset
@@ -71,13 +73,16 @@ public:
         const i64 row_bytes = std::max<i64>(4 * words_, 1), b_bytes = columns_ * row_bytes;
         const i64 fit = std::max(mr_, (b_bytes <= kFirstCache ? kFirstCache : kBlockBytes) / row_bytes / mr_ * mr_);
         const i64 share = round_up(ceil_div(call_.m * batches_, want), mr_);
-        const i64 mc = round_up(balanced(call_.m, std::min(fit, share)), mr_);
+        const i64 unit = round_up(balanced(call_.m, std::min(fit, share)), mr_);
+        const i64 mc = b_bytes <= kFirstCache ? std::min(kBlocksAhead * unit, share) : unit;
         const i64 blocks = ceil_div(call_.m, mc);
         const i64 splits = std::min(panels_, ceil_div(want, batches_ * blocks));
         parallel(threads_, batches_ * blocks * splits, [&](i64 task, int) {
             const i64 batch = task / (blocks * splits), block = task / splits % blocks, split = task % splits;
             const i64 m0 = block * mc, p0 = panels_ * split / splits, p1 = panels_ * (split + 1) / splits;
-            multiply(batch, m0, std::min(mc, call_.m - m0), p0, p1);
+            const i64 m1 = std::min(m0 + mc, call_.m);
+            for (i64 m = m0; m < m1; m += unit)
+                multiply(batch, m, std::min(unit, m1 - m), p0, p1, std::min(m + 2 * unit, m1));
         });
     }
 
@@ -114,8 +119,8 @@ private:
         }
     }
 
-    // Rows [m0, m0 + m) of one matrix times panels [p0, p1).
-    void multiply(i64 batch, i64 m0, i64 m, i64 p0, i64 p1) {
+    // Rows [m0, m0 + m) of one matrix times panels [p0, p1); rows up to `soon` are next, and wanted in the cache by then.
+    void multiply(i64 batch, i64 m0, i64 m, i64 p0, i64 p1, i64 soon) {
         const Offsets at = offsets(call_, batch);
         const u8* data = reinterpret_cast<const u8*>(call_.a.data) + at.a + m0 * call_.a.outer;
         const Codes codes = plan_.left_codes(data, call_.a.outer, call_.a.inner);
@@ -137,6 +142,10 @@ private:
         for (i64 q0 = p0; q0 < p1; q0 += set)
             for (i64 i = 0; i < m; i += height) {
                 const int rows = static_cast<int>(std::min(height, m - i));
+                if (q0 == p0 && call_.a.inner == 1)
+                    for (i64 r = i + m; r < std::min(i + m + rows, soon - m0); ++r)
+                        for (i64 byte = 0; byte < call_.k; byte += kLine)
+                            __builtin_prefetch(data + r * call_.a.outer + byte);
                 Tile t{};
                 t.a = reinterpret_cast<const u8*>(packed) + i * row;
                 t.a_row = row;
