@@ -77,6 +77,9 @@ private:
     std::vector<i32> maxima_;
 };
 
+// 3x3 convolutions of few bits (conv_winograd.cc). Returns nullptr for any other.
+const char* by_winograd(const ConvCall& call, bool backward, int threads);
+
 // Groups of a channel or two: each plane on its own, without words. Returns nullptr where a kernel is too large for
 // int32.
 bool by_planes(const ConvCall& call);

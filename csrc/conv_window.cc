@@ -335,6 +335,7 @@ const char* run(const void* arguments, bool backward, Op<ProductKernels>& op, in
     const i64 work = call.n * call.p * call.q * call.o * (call.c / call.groups) * call.r * call.s;
     threads = useful_threads(threads, work, kGrain);
     if (by_planes(call)) return window_by_planes(call, backward, threads);
+    if (const char* name = by_winograd(call, backward, threads)) return name;
     const auto kernel = op.best();
     Convolution(call, backward, *kernel.table, threads).run();
     return kernel.name;

@@ -28,6 +28,9 @@ static const Register gemm{"gemm", Isa::avx512vnni, "gemm_u8s8s32_12x32_avx512vn
 static const Register conv{"conv2d", Isa::avx512vnni, "conv2d_u8s8s32_12x32_avx512vnni", &kernels};
 static const Register grad_input{"conv2d_grad_input", Isa::avx512vnni, "conv2d_grad_input_u8s8s32_12x32_avx512vnni",
                                  &kernels};
+static const Register winograd{"conv2d_winograd", Isa::avx512vnni, "conv2d_winograd_u8s8s32_12x32_avx512vnni", &kernels};
+static const Register winograd_input_{"conv2d_winograd_grad_input", Isa::avx512vnni,
+                                      "conv2d_winograd_grad_input_u8s8s32_12x32_avx512vnni", &kernels};
 static const Register grad_weight{"conv2d_grad_weight", Isa::avx512vnni, "conv2d_grad_weight_u8s8s32_12x32_avx512vnni",
                                   &kernels};
 static const Register planes{"conv2d_planes", Isa::avx512vnni, "conv2d_planes_s32_avx512vnni", &kernels};

@@ -81,6 +81,10 @@ struct ProductKernels {
     // acc[j] += w * x[j * step];  and  sum of g[j] * x[j * step]: what depthwise convolutions are made of
     void (*axpy)(i32* acc, const i32* x, i64 step, i32 w, i64 n);
     i64 (*dot)(const i32* g, const i32* x, i64 step, i64 n);
+    // Winograd's transforms of one tile: 16 pixels of codes, frequencies `step` apart; and the sums of 16 frequencies
+    // to 4 pixels of the output (null: outside of it). channels: a multiple of W. See conv_winograd.cc.
+    void (*winograd_input)(const u8* const* pixels, i64 channels, const u8* factor, u8 flip, u8* to, i64 step);
+    void (*winograd_output)(const i32* sums, i64 step, int vectors, int shift, const Epilogue&, float* const* out);
     bool bytes() const { return per_word == 4; }
 };
 

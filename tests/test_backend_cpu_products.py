@@ -337,6 +337,59 @@ def test_convolutions_with_shifts(isa, case):
                   formats=(fmt, S8, fmt), fills=("top", "top", "bottom"), how=how, most=most)  # fmt: skip
 
 
+WINOGRAD = [  # of x or g, of w, the largest difference of left shifts; does Winograd's form take it?
+    (S4, S4, 0, True),
+    (U4, S4, 2, True),  # 1 bit of room on each side
+    (U4, S4, 3, False),
+    (S4, S4, 3, True),  # 2 bits and 1
+    (S4, S4, 4, False),
+    (IntFormat(6), S4, 1, True),
+    (IntFormat(7), S4, 0, False),
+    (S4, IntFormat(5), 0, False),
+    (IntFormat(2), IntFormat(2), 6, True),
+]
+
+
+@pytest.mark.parametrize("case", WINOGRAD, ids=lambda c: f"{c[0]}x{c[1]}<<{c[2]}")
+def test_convolutions_of_few_bits(isa, case):
+    fmt, fmt_w, spread, covered = case
+    on_bytes = isa in ("avx512vnni", "avxvnni", "neondot")  # int16 words gain less than the transforms cost
+
+    def kind(sources: int) -> str:
+        return "conv2d_winograd" if covered and on_bytes and sources % 16 == 0 else "conv2d"
+
+    for n, c, o, size, padding, threads in (
+        (44, 64, 64, (8, 6), 1, 1),
+        (44, 80, 70, (9, 7), 0, 2),
+        (44, 70, 80, (7, 9), 1, 2),  # odd: a window reaches beyond the output; a part of a panel
+        (130, 112, 65, (3, 4), 2, 1),
+    ):
+        torch.set_num_threads(threads)
+        window = ([1, 1], [padding] * 2, [1, 1], 1)
+        for fill, fill_w in (
+            ("top", "top"),
+            ("alternating", "bottom"),
+            ("random", "alternating"),
+            ("random", "random"),
+        ):
+            x, w = layout(codes((n, c, *size), fmt, fill), "channels_last"), codes((o, c, 3, 3), fmt_w, fill_w)
+            p, q = (s + 2 * padding - 2 for s in size)
+            g, wide = layout(codes((n, o, p, q), fmt, fill), "channels_last"), layout(w, "channels_last")
+            e, f = exponents(c, spread, (1, c, 1, 1)), exponents(o, spread, (1, o, 1, 1))
+            # What all shifts have in common is no part of the difference.
+            along_c, along_o = ((e, spread + 2), (f, spread + 2)) if spread else ((), ())
+            same_with_range(isa, kind(c), CONV_OPS[0], *operand(x, fmt, *along_c),
+                            *operand(w, fmt_w), torch.rand(1, o, 1, 1), torch.randn(o), *window)  # fmt: skip
+            same_with_range(isa, kind(o) + "_grad_input", CONV_OPS[1], *operand(g, fmt, *along_o),
+                            *operand(wide, fmt_w), torch.rand(1, c, 1, 1), list(x.shape), *window)  # fmt: skip
+
+
+def test_a_scale_for_each_image_is_not_winograds(isa):
+    x, w = layout(codes((40, 64, 8, 8), S4), "channels_last"), codes((64, 64, 3, 3), S4)
+    args = (torch.rand(40, 64, 1, 1), None, [1, 1], [1, 1], [1, 1], 1)
+    same_with_range(isa, "conv2d", CONV_OPS[0], *operand(x, S4), *operand(w, S4), *args)
+
+
 def test_grad_weight_around_the_int32_bound(isa):
     side = 365  # 365 * 365 = 133,225 pixels: beyond the 133,144 of s8 x s8 in one image
     for n, h, w in ((1, side, side), (2, side, 200), (1, 364, 364)):

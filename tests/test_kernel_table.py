@@ -23,6 +23,7 @@ from subbyte.numerics import IntFormat
 pytestmark = pytest.mark.skipif(bool(cpu.available()), reason=cpu.available())
 
 PRODUCTS = ("gemm", "conv2d", "conv2d_grad_input", "conv2d_grad_weight")
+WINOGRAD = ("conv2d_winograd", "conv2d_winograd_grad_input")
 PLANES = ("conv2d_planes", "conv2d_planes_grad_input", "conv2d_planes_grad_weight")
 ELEMENTS = ("amax", "quantize_nearest", "quantize_sr", "norm_stats", "norm_apply", "norm_grad_stats", "norm_grad_apply")
 PACKS = ("pack_codes", "unpack_codes")
@@ -30,10 +31,10 @@ CHAINS = tuple(chain_calls.CALLS)
 OWN = {
     "portable": {*PRODUCTS, *PLANES, *ELEMENTS, *CHAINS, *PACKS, "narrow_codes"},
     "neon": {*PRODUCTS, *PLANES, *ELEMENTS, *CHAINS},
-    "neondot": {*PRODUCTS},
+    "neondot": {*PRODUCTS, *WINOGRAD},
     "avx2": {*PRODUCTS, *PLANES, *ELEMENTS, *CHAINS, *PACKS},
-    "avxvnni": {*PRODUCTS},
-    "avx512vnni": {*PRODUCTS, *PLANES, *ELEMENTS, *CHAINS},
+    "avxvnni": {*PRODUCTS, *WINOGRAD},
+    "avx512vnni": {*PRODUCTS, *WINOGRAD, *PLANES, *ELEMENTS, *CHAINS},
 }
 """ISA -> the ops that it has a kernel of its own for; the others it takes from the next lower ISA."""
 
@@ -73,6 +74,16 @@ def convolution(part: int, channels: int, outputs: int, groups: int) -> list[tup
                 (*operand(g, left), *operand(x.view(right.dtype), right), one, list(w.shape), *window),
             )[part]
         )
+    return calls
+
+
+def few_bits(part: int) -> list[tuple]:
+    """Calls that Winograd's form takes: 4 bits, channels_last, large enough. part: 0 the output, 1 grad_input."""
+    s4, u4, one = IntFormat(4), IntFormat(4, False), torch.full((1, 1, 1, 1), 0.7)
+    w, window, calls = operand(extremes(s4, (64, 64, 3, 3), 1), s4), ([1, 1], [1, 1], [1, 1], 1), []
+    for left in (s4, u4):
+        x = extremes(left, (30, 64, 7, 9)).contiguous(memory_format=torch.channels_last)
+        calls.append((*operand(x, left), *w, one, *((None,) if part == 0 else (list(x.shape),)), *window))
     return calls
 
 
@@ -116,6 +127,8 @@ CASES = {
     "conv2d": lambda: ("scaled_conv2d", convolution(0, 37, 35, 1)),
     "conv2d_grad_input": lambda: ("scaled_conv2d_grad_input", convolution(1, 37, 35, 1)),
     "conv2d_grad_weight": lambda: ("scaled_conv2d_grad_weight", convolution(2, 37, 35, 1)),
+    "conv2d_winograd": lambda: ("scaled_conv2d", few_bits(0)),
+    "conv2d_winograd_grad_input": lambda: ("scaled_conv2d_grad_input", few_bits(1)),
     "conv2d_planes": lambda: ("scaled_conv2d", convolution(0, 6, 6, 6)),
     "conv2d_planes_grad_input": lambda: ("scaled_conv2d_grad_input", convolution(1, 6, 6, 6)),
     "conv2d_planes_grad_weight": lambda: ("scaled_conv2d_grad_weight", convolution(2, 6, 6, 6)),
