@@ -206,11 +206,14 @@ def test_what_cannot_run_is_a_row_with_its_reason(monkeypatch):
     def absent() -> Prepared:
         raise Skip("it is not installed")
 
+    def broken() -> Prepared:
+        raise ZeroDivisionError("a defect")
+
     here = Candidate("torch-fp32", lambda: Prepared([Trial(lambda: None)]), ops=2)
     monkeypatch.setitem(
         runner.TIMED,
         "gemm",
-        lambda quick: [Case("gemm", "case", lambda: [here, Candidate("torchao", absent)])],
+        lambda quick: [Case("gemm", "case", lambda: [here, Candidate("torchao", absent), Candidate("int_mm", broken)])],
     )
     (found,) = bench.run(bench.Options(("gemm",), rounds=3, quick=True))
     by_impl = {r.impl: r for r in found}
@@ -218,6 +221,8 @@ def test_what_cannot_run_is_a_row_with_its_reason(monkeypatch):
     assert by_impl["torchao"].skipped == "it is not installed"
     assert not by_impl["torchao"].measured
     assert not by_impl["torchao"].refused
+    assert by_impl["int_mm"].refused  # a defect: it costs no other figure, and the exit code is 1
+    assert by_impl["int_mm"].skipped == "failed: ZeroDivisionError: a defect"
 
 
 # -------------------------------------------------------------------------------------------------------------- timing

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from subbyte.bench import rows, tables, targets
+from subbyte.bench import quantize, rows, tables, targets
 from subbyte.bench.rows import Row
 from subbyte.train.plots import new_figure, save_figure
 
 OVERVIEW = "bench.png"
-_BASE = "torch-bf16"  # or, where there is none, the last implementation of the case
+_BASES = ("torch-bf16", "torch-fp32", quantize.COPY)  # the first of these that was measured in a case
 _LABELS = {"memory": "bytes of bf16 / bytes", "quantize": "speed over a copy"}
 
 
@@ -69,14 +69,14 @@ def _suite(found: Sequence[Row], bench: str, path: Path) -> bool:
         places, heights = [], []
         for i, case in enumerate(latest.values()):
             own = next((row for row in case if row.impl == impl), None)
-            base = next((row for row in case if row.impl == _BASE), case[-1])
+            base = next((row for name in _BASES for row in case if row.impl == name), case[-1])
             if own is not None:
                 places.append(i + (j - (len(impls) - 1) / 2) * width)
                 heights.append(_height(own, base))
         axes.bar(places, heights, width, label=impl, color=f"C{j % 10}", hatch="//" if j >= 10 else None)
     names = [f"{case}{f' ({isa})' if isa else ''}" for _, case, isa in latest]
     axes.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)
-    axes.set_ylabel(_LABELS.get(bench, "speed over bf16"))
+    axes.set_ylabel(_LABELS.get(bench, "speed over bf16 (over fp32 where bf16 is missing)"))
     axes.set_title(tables.TITLES[bench], fontsize=10)
     axes.axhline(1, color="black", linewidth=0.6)
     axes.grid(axis="y", alpha=0.3)

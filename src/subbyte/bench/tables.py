@@ -88,14 +88,15 @@ def _rate(row: Row) -> str:
 
 def _against(row: Row, found: Sequence[Row], peer: str, what: str = "seconds") -> str:
     pair = rows.together(found, row.key, row.impl, peer) if row.impl != peer else None
-    return f"{rows.ratio(*pair, what=what).median:.2f}x" if pair else ""
+    bound = "< " if row.part < 1 else ""
+    return f"{bound}{rows.ratio(*pair, what=what).median:.2f}x" if pair else ""
 
 
 def goal_line(verdict: Verdict) -> tuple[str, ...]:
     """A verdict as the cells of GOAL_COLUMNS."""
     goal, ratio = verdict.goal, verdict.ratio
     case = f"{goal.bench}: {goal.case}" + (f" ({goal.forced_isa} only)" if goal.forced_isa else "")
-    measured = "-" if ratio is None else f"{ratio.median:.2f}"
+    measured = "-" if ratio is None else f"{'> ' if verdict.at_least else ''}{ratio.median:.2f}"
     around = verdict.why if ratio is None else f"{ratio.low:.2f} to {ratio.high:.2f}"
     return case, verdict.impl, f">= {goal}", measured, around, str(verdict)
 

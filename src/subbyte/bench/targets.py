@@ -85,12 +85,16 @@ def goals() -> list[Goal]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A goal and what the rows say: ratio None (and why) where no run has both sides, which counts as missed."""
+    """A goal and what the rows say: ratio None (and why) where no run has both sides, which counts as missed.
+
+    at_least: the peer ran on part of the work, so that the ratio is a lower bound.
+    """
 
     goal: Goal
     impl: str
     ratio: rows.Ratio | None
     why: str = ""
+    at_least: bool = False
 
     @property
     def met(self) -> bool:
@@ -113,7 +117,7 @@ def _judge(goal: Goal, here: Sequence[Row]) -> Verdict:
     for name in goal.ours:
         pair = rows.together(here, goal.key, name, goal.peer)
         if pair is not None:
-            found = Verdict(goal, name, rows.ratio(*pair, what=goal.what))
+            found = Verdict(goal, name, rows.ratio(*pair, what=goal.what), at_least=pair[1].part < 1)
             if best is None or best.ratio is None or found.ratio.median > best.ratio.median:  # type: ignore[union-attr]
                 best = found
     if best is not None:
