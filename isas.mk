@@ -8,7 +8,7 @@ EVEX := build/evex
 QEMU := qemu-aarch64 -L /usr/aarch64-linux-gnu
 KERNEL_TESTS := tests/test_kernel_table.py $(wildcard tests/test_backend_cpu_*.py)
 ON_RUNNER := PYTHONPATH="tests:$$PYTHONPATH" $(BIN)/python -m pytest -p native_runner
-RUNNER_FLAGS := -std=c++17 -O1 -Wall -Wextra -fopenmp
+RUNNER_FLAGS := -std=c++17 -O1 -Wall -Wextra -pthread
 
 .PHONY: test-arm test-avxvnni arm-tools
 

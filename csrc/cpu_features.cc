@@ -84,13 +84,14 @@ Register::Register(const char* op, Isa isa, const char* name, const void* table)
     entries[entry_count++] = {op, isa, {name, table}};
 }
 
-Kernel best_kernel(const char* op) {
+const Kernel& best_kernel(const char* op) {
+    static const Kernel none{nullptr, nullptr};
     for (int level = highest.load(); level >= 0; --level) {
         if (!kIsas[level].present()) continue;
         for (int i = 0; i < entry_count; ++i)
             if (static_cast<int>(entries[i].isa) == level && !std::strcmp(entries[i].op, op)) return entries[i].kernel;
     }
-    return {nullptr, nullptr};
+    return none;
 }
 
 int isa_generation() { return generation.load(std::memory_order_relaxed); }

@@ -7,6 +7,8 @@
 // An ISA without a kernel of its own takes the next lower one.
 #pragma once
 
+#include <atomic>
+
 #include "subbyte.h"
 
 namespace sb {
@@ -25,8 +27,8 @@ struct Kernel {
     const void* table;
 };
 
-// The best kernel of `op`; {nullptr, nullptr} when none is registered.
-Kernel best_kernel(const char* op);
+// The best kernel of `op`; {nullptr, nullptr} when none is registered. It stays where it is.
+const Kernel& best_kernel(const char* op);
 
 // Changes whenever another ISA is forced.
 int isa_generation();
@@ -39,19 +41,21 @@ public:
         const Table* table;
     };
     constexpr explicit Op(const char* name) : name_(name) {}
-    Best best() {  // a race here rewrites the same values, except while another thread forces an ISA
-        if (generation_ != isa_generation()) {
-            const Kernel k = best_kernel(name_);
-            best_ = {k.name, static_cast<const Table*>(k.table)};
-            generation_ = isa_generation();
+    // Threads may call this at once: one that sees the generation sees the kernel that was stored before it.
+    Best best() {
+        const int now = isa_generation();
+        if (generation_.load(std::memory_order_acquire) != now) {
+            best_.store(&best_kernel(name_), std::memory_order_relaxed);
+            generation_.store(now, std::memory_order_release);
         }
-        return best_;
+        const Kernel& kernel = *best_.load(std::memory_order_relaxed);
+        return {kernel.name, static_cast<const Table*>(kernel.table)};
     }
 
 private:
     const char* name_;
-    int generation_ = -1;
-    Best best_{nullptr, nullptr};
+    std::atomic<int> generation_{-1};
+    std::atomic<const Kernel*> best_{nullptr};
 };
 
 }  // namespace sb

@@ -9,19 +9,46 @@
 //           where it did, its bytes
 // An argument, or an 8-byte word of a block passed as a struct, that lies in a block is an address: it is translated.
 // Structs are the blocks without a tensor: their address has bit 63 set.
+//
+// Compiled with a sanitizer it is stricter: AddressSanitizer knows the guards around a block, and under ThreadSanitizer
+// every call is made by two threads at once, each on blocks of its own, which must end equal.
 #include <dlfcn.h>
-#include <omp.h>
 
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <thread>
 #include <vector>
 
-extern "C" void GOMP_parallel(void (*)(void*), void*, unsigned, unsigned);
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(from, size)
+#define ASAN_UNPOISON_MEMORY_REGION(from, size)
+#endif
+#if defined(__SANITIZE_THREAD__)
+#define CALLERS 2
+#else
+#define CALLERS 1
+#endif
 
 namespace {
+
+// The library's threads: started for each region, so that a sanitizer sees where they begin and end.
+thread_local int worker = 0;
+int worker_number() { return worker; }
+void in_parallel(void (*body)(void*), void* data, unsigned threads, unsigned) {
+    std::vector<std::thread> others;
+    for (unsigned i = 1; i < threads; ++i)
+        others.emplace_back([=] {
+            worker = static_cast<int>(i);
+            body(data);
+        });
+    body(data);
+    for (std::thread& t : others) t.join();
+}
 
 constexpr size_t kAlignment = 64;  // of addresses, which a block keeps; and the width of the guards around it
 constexpr unsigned char kGuard = 0xA5;
@@ -47,9 +74,9 @@ void write_u32(uint32_t v) { write(&v, sizeof v); }
 
 struct Block {
     uint64_t address, size;
+    std::vector<unsigned char> before;
     unsigned char* memory = nullptr;  // all of it, guards included
     unsigned char* data = nullptr;
-    std::vector<unsigned char> before;
 
     void take() {
         const size_t from = address % kAlignment, all = from + size + 2 * kAlignment;
@@ -57,10 +84,13 @@ struct Block {
         data = memory + kAlignment + from;
         std::memset(data - kAlignment, kGuard, kAlignment);
         std::memset(data + size, kGuard, kAlignment);
-        read(data, size);
-        before.assign(data, data + size);
+        if (size) std::memcpy(data, before.data(), size);
+        ASAN_POISON_MEMORY_REGION(data - kAlignment, kAlignment);
+        ASAN_POISON_MEMORY_REGION(data + size, kAlignment);
     }
     void check(const std::string& name) const {
+        ASAN_UNPOISON_MEMORY_REGION(data - kAlignment, kAlignment);
+        ASAN_UNPOISON_MEMORY_REGION(data + size, kAlignment);
         for (size_t i = 0; i < kAlignment; ++i)
             if (data[-1 - static_cast<long>(i)] != kGuard || data[size + i] != kGuard)
                 fail(name + " wrote outside of its memory");
@@ -81,47 +111,72 @@ uint64_t call(void* function, const uint64_t* a, std::index_sequence<I...>) {
     return reinterpret_cast<uint64_t (*)(decltype(uint64_t(I))...)>(function)(a[I]...);
 }
 
+// One caller's memory and the call itself.
+struct Caller {
+    std::vector<Block> blocks;
+    uint64_t arguments[kMaxArguments] = {};
+    uint64_t result = 0;
+
+    void run(void* function) {
+        for (Block& b : blocks)
+            for (uint64_t i = 0; (b.address & kStruct) && i + 8 <= b.size; i += 8) {
+                uint64_t word;
+                std::memcpy(&word, b.data + i, 8);
+                word = translated(word, blocks);
+                std::memcpy(b.data + i, &word, 8);
+            }
+        for (uint64_t& a : arguments) a = translated(a, blocks);
+        result = call(function, arguments, std::make_index_sequence<kMaxArguments>());
+    }
+};
+
 void serve(void* library) {
     std::string name(read_u32(), ' ');
     read(name.data(), name.size());
-    uint64_t arguments[kMaxArguments] = {};
+    Caller callers[CALLERS];
+    Caller& first = callers[0];
     const uint32_t count = read_u32();
     if (count > kMaxArguments) fail(name + " has too many arguments");
-    read(arguments, 8 * count);
-    std::vector<Block> blocks(read_u32());
-    for (Block& b : blocks) {
+    read(first.arguments, 8 * count);
+    first.blocks.resize(read_u32());
+    for (Block& b : first.blocks) {
         read(&b.address, 8);
         read(&b.size, 8);
-        b.take();
+        b.before.resize(b.size);
+        read(b.before.data(), b.size);
     }
     const uint32_t string = read_u32();
-    for (Block& b : blocks)
-        for (uint64_t i = 0; (b.address & kStruct) && i + 8 <= b.size; i += 8) {
-            uint64_t word;
-            std::memcpy(&word, b.data + i, 8);
-            word = translated(word, blocks);
-            std::memcpy(b.data + i, &word, 8);
-        }
-    for (uint64_t& a : arguments) a = translated(a, blocks);
+    for (int i = 1; i < CALLERS; ++i) callers[i] = first;
+    for (Caller& c : callers)
+        for (Block& b : c.blocks) b.take();
 
     void* function = dlsym(library, name.c_str());
     if (!function) fail("no function " + name);
-    const uint64_t result = call(function, arguments, std::make_index_sequence<kMaxArguments>());
-    const char* text = string ? reinterpret_cast<const char*>(result) : nullptr;
+    std::vector<std::thread> others;
+    for (int i = 1; i < CALLERS; ++i) others.emplace_back([&callers, i, function] { callers[i].run(function); });
+    first.run(function);
+    for (std::thread& t : others) t.join();
+
+    const char* text = string ? reinterpret_cast<const char*>(first.result) : nullptr;
     if (!string) {
-        write_u32(static_cast<uint32_t>(result));
+        write_u32(static_cast<uint32_t>(first.result));
     } else if (text) {
         write_u32(static_cast<uint32_t>(std::strlen(text)));
         write(text, std::strlen(text));
     } else {
         write_u32(kNone);
     }
-    for (Block& b : blocks) {
-        b.check(name);
+    for (size_t i = 0; i < first.blocks.size(); ++i) {
+        const Block& b = first.blocks[i];
+        for (Caller& c : callers) {
+            c.blocks[i].check(name);
+            if (!(b.address & kStruct) && std::memcmp(c.blocks[i].data, b.data, b.size))
+                fail(name + ": two callers at once got different results");
+        }
         const bool changed = !(b.address & kStruct) && std::memcmp(b.data, b.before.data(), b.size);
         write_u32(changed);
         if (changed) write(b.data, b.size);
-        std::free(b.memory);
+        for (Caller& c : callers) std::free(c.blocks[i].memory);
     }
     std::fflush(stdout);
 }
@@ -133,6 +188,6 @@ int main(int argc, char** argv) {
     if (!library) fail(argc == 2 ? dlerror() : "usage: runner LIBRARY");
     const auto set_parallel = reinterpret_cast<void (*)(void*, void*)>(dlsym(library, "sb_set_parallel"));
     if (!set_parallel) fail("the library has no sb_set_parallel");
-    set_parallel(reinterpret_cast<void*>(GOMP_parallel), reinterpret_cast<void*>(omp_get_thread_num));
+    set_parallel(reinterpret_cast<void*>(in_parallel), reinterpret_cast<void*>(worker_number));
     for (;;) serve(library);
 }

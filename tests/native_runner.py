@@ -13,6 +13,7 @@ import ctypes
 import shlex
 import struct
 import subprocess
+from typing import IO
 
 import pytest
 import torch
@@ -37,8 +38,9 @@ def _noted_data_ptr(tensor: torch.Tensor) -> int:
 class Library:
     """What ctypes.CDLL is for a library in this process: its attributes are the exported functions."""
 
-    def __init__(self, command: str) -> None:
-        self.process = subprocess.Popen(shlex.split(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def __init__(self, command: str, stderr: IO | None = None) -> None:
+        words, pipe = shlex.split(command), subprocess.PIPE
+        self.process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=stderr)
 
     def __getattr__(self, name: str) -> Function:
         if not name.startswith("sb_"):

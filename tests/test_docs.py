@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import doctest
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from subbyte import backends
+from subbyte.nn import REGISTRY
 from subbyte.quantizers import Quantizer
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize(("page", "examples"), [("quantizers", 15), ("optimizers", 8), ("fusing", 7)])
-def test_the_examples_of_a_page_run(monkeypatch: pytest.MonkeyPatch, page: str, examples: int) -> None:
+@pytest.fixture
+def _registries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a page adds of its own is gone afterwards."""
     monkeypatch.setattr(Quantizer, "registry", dict(Quantizer.registry))
+    monkeypatch.setattr(backends, "__path__", list(backends.__path__))
+    before = set(REGISTRY)
+    yield
+    for added in set(REGISTRY) - before:
+        del REGISTRY[added]
+    backends.discover.cache_clear()
+
+
+EXAMPLES = {"quantizers": 7, "schemes": 20, "adding_your_own": 20, "optimizers": 8, "fusing": 7}
+
+
+@pytest.mark.usefixtures("_registries")
+@pytest.mark.parametrize(("page", "examples"), EXAMPLES.items())
+def test_the_examples_of_a_page_run(page: str, examples: int) -> None:
     result = doctest.testfile(str(ROOT / "docs" / f"{page}.md"), module_relative=False)
     assert result.failed == 0
     assert result.attempted > examples
@@ -29,7 +47,7 @@ def test_the_page_on_quantizers_names_every_one() -> None:
     assert not [name for name in ours if f"`{name}" not in page]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_to_files(page: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", page.read_text())
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]

@@ -31,12 +31,29 @@ class Products(Protocol):
 
     part: ClassVar[str] = ""
 
-    def output(self, x: QTensor, w: QTensor, bias: Tensor | None) -> Tensor: ...
-    def grad_input(self, g: QTensor, w: QTensor, x_shape: Sequence[int]) -> Tensor: ...
-    def grad_weight(self, g: QTensor, x: QTensor, w_shape: Sequence[int]) -> Tensor: ...
-    def float_output(self, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor: ...
-    def float_grad_input(self, g: Tensor, w: Tensor, x_shape: Sequence[int]) -> Tensor: ...
-    def float_grad_weight(self, g: Tensor, x: Tensor, w_shape: Sequence[int]) -> Tensor: ...
+    def output(self, x: QTensor, w: QTensor, bias: Tensor | None) -> Tensor:
+        """y = x w + bias on codes, scaled to float32. ContractError where a scale varies inside the sum."""
+        ...
+
+    def grad_input(self, g: QTensor, w: QTensor, x_shape: Sequence[int]) -> Tensor:
+        """g w on codes -> float32 of x's shape. ContractError as for output."""
+        ...
+
+    def grad_weight(self, g: QTensor, x: QTensor, w_shape: Sequence[int]) -> Tensor:
+        """g x on codes -> float32 of w's shape. ContractError as for output."""
+        ...
+
+    def float_output(self, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+        """output on floats, in the dtype of x."""
+        ...
+
+    def float_grad_input(self, g: Tensor, w: Tensor, x_shape: Sequence[int]) -> Tensor:
+        """grad_input on floats."""
+        ...
+
+    def float_grad_weight(self, g: Tensor, x: Tensor, w_shape: Sequence[int]) -> Tensor:
+        """grad_weight on floats."""
+        ...
 
     def output_and_range(self, x: QTensor, w: QTensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """(y, r): the output, and r = amax(y, 1), which a kernel may find while it stores y."""
@@ -44,6 +61,7 @@ class Products(Protocol):
         return y, ops.amax(y, ops.CHANNEL)
 
     def float_output_and_range(self, x: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        """output_and_range on floats."""
         y = self.float_output(x, w, bias)
         return y, ops.amax(y, ops.CHANNEL)
 

@@ -55,10 +55,12 @@ class QTensor:
 
     @property
     def shape(self) -> torch.Size:
+        """Of the codes."""
         return self.codes.shape
 
     @property
     def device(self) -> torch.device:
+        """Of the codes."""
         return self.codes.device
 
     @property
@@ -102,10 +104,12 @@ class Emulated:
 
     @property
     def shape(self) -> torch.Size:
+        """Of the values."""
         return self.values.shape
 
     @property
     def device(self) -> torch.device:
+        """Of the values."""
         return self.values.device
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -51,10 +51,12 @@ class MacCounter(TorchDispatchMode):
 
     @property
     def integer(self) -> int:
+        """Multiply-accumulates in integer products."""
         return sum(n for op, n in self._flops.items() if op in _PRODUCTS) // 2
 
     @property
     def floats(self) -> dict[str, int]:
+        """Multiply-accumulates of each float op that made any, by its name."""
         return {str(op): n // 2 for op, n in self._flops.items() if op not in _PRODUCTS and n}
 
     @property
@@ -214,6 +216,7 @@ class Report:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
+        """A dictionary for each layer, in the order of the model: plain data."""
         return [layer.row() for layer in self.layers.values()]
 
     def to_dict(self) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class LayerScheme:
 
     @property
     def is_float(self) -> bool:
+        """No operand is quantized."""
         return self.weight is None and self.activation is None and self.gradient is None
 
     @property
@@ -115,6 +116,7 @@ class NormScheme:
 
     @property
     def is_float(self) -> bool:
+        """Nothing is quantized."""
         return self.input is None
 
     def format(self, tensor: str) -> IntFormat:
@@ -189,8 +191,6 @@ class Scheme:
         norms = [self.norm, *(s for _, s in self.overrides if isinstance(s, NormScheme))]
         return self.is_float and all(norm.kind == "l2" for norm in norms)
 
-    # ------------------------------------------------------------------------------------------------ resolution
-
     def override(self, pattern: str, scheme: LayerScheme | NormScheme | None) -> Scheme:
         """The same scheme with one more override, which goes before the others."""
         return dataclasses.replace(self, overrides=((pattern, scheme), *self.overrides))
@@ -245,6 +245,7 @@ class Scheme:
         )
 
     def to_json(self) -> str:
+        """to_dict as indented JSON, with a version in it."""
         return json.dumps(self.to_dict(), indent=2)
 
     @staticmethod

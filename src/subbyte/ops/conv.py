@@ -66,6 +66,7 @@ class ConvParams:
         return ConvParams((1, *self.stride), (0, *self.padding), (1, *self.dilation), self.groups)
 
     def flat(self) -> tuple[list[int], list[int], list[int], int]:
+        """(stride, padding, dilation, groups), as the ops' schemas take them."""
         return list(self.stride), list(self.padding), list(self.dilation), self.groups
 
 

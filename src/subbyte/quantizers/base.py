@@ -14,6 +14,7 @@ from ..numerics import IntFormat, step
 from ..qtensor import Emulated, QTensor
 
 ROUNDINGS = ("nearest", "stochastic")
+"""Half to even; or up with the probability of what is cut off, so that E[code] is exact."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,12 @@ class Quantizer:
 
     @property
     def format(self) -> IntFormat:
+        """The integers that its codes are."""
         return IntFormat(self.bits, self.signed)
 
     @property
     def stochastic(self) -> bool:
+        """Does it draw random numbers, and so need a stream?"""
         return self.rounding == "stochastic"
 
     def __call__(self, x: Tensor, stream: Tensor | None = None) -> Any:

@@ -34,6 +34,7 @@ class ZeroPoint(Quantizer):
 
     @property
     def format(self) -> IntFormat:
+        """Unsigned: the offset takes the place of a sign."""
         return IntFormat(self.bits, signed=False)
 
     def represent(self, x: Tensor, stream: Tensor | None) -> Emulated:
