@@ -22,9 +22,10 @@ from torch import Tensor
 
 from . import numerics, ops
 from .autograd import Operand, Restorer, Saver, channel_sum, product, quantized
-from .norm import Geometry, codes_of_gamma, forward_constants, gradient_constants
+from .norm import Geometry, codes_of_gamma
 from .observe import LayerRecord
 from .ops import chain as passes
+from .ops import constants
 from .ops import norm as norm_ops
 from .products import Products
 from .qtensor import PackedQTensor, QTensor
@@ -201,13 +202,12 @@ class _Norm:
         if self.n == 1:
             raise ValueError(f"batch statistics need more than 1 value per channel, input {tuple(y.shape)}")
         total, spread, self.least, self.greatest = norm_ops.norm_stats(self.q.codes, list(geo.dims), False)
-        top = torch.maximum(self.n * self.greatest - total, total - self.n * self.least)
-        self.mu, self.d, factor, self.scale = forward_constants(
-            self.q.scale, total, spread, top, self.n, self.n, geo, scheme, stage.eps
+        bits, n, over = scheme.format("normalized").bits, self.n, list(geo.param_dims)
+        self.mu, self.d, factor, self.scale = constants.norm_constants(
+            self.q.scale, total, spread, self.least, self.greatest, n, n, False, stage.eps, bits, over
         )
         self.q_gamma = codes_of_gamma(gamma, y, scheme)
         beta = torch.zeros([1] * y.ndim, device=y.device) if beta is None else beta.float()
-        bits = scheme.format("normalized").bits
         self.operands = (total, factor, self.n, bits, self.q_gamma.codes, self.scale * self.q_gamma.scale, beta)
 
     def saved_scale(self) -> Tensor:
@@ -219,15 +219,11 @@ class _Norm:
         return passes.norm_relu(self.q.codes, *self.operands, self.scheme.format("saved").bits, other, relu)
 
     def to_codes(self, layer: LayerScheme) -> tuple[QTensor, PackedQTensor, Tensor, Tensor]:
-        """(codes of ReLU(y) as the next layer takes them, the same packed, saved xhat, mask).
-
-        y is monotone in q, up or down with gamma's sign: the extremes of ReLU(y) lie at those of q.
-        """
+        """(codes of ReLU(y) as the next layer takes them, the same packed, saved xhat, mask)."""
         quantizer = layer.activation
         assert quantizer is not None
-        ends = torch.cat((self.least, self.greatest)).to(torch.int8)
-        y, _ = norm_ops.norm_apply(ends, *self.operands)
-        found = quantizer.ranges_from_channels(ops.amax(torch.relu(y), 1))
+        r_k = constants.norm_relu_range(self.least, self.greatest, *self.operands)
+        found = quantizer.ranges_from_channels(r_k)
         assert found is not None
         r, fmt = found[0], quantizer.format
         codes, packed, saved, mask = passes.norm_relu_codes(
@@ -261,25 +257,17 @@ class _NormGradient:
         sum_g, sum_gk, sum_t = sums
         weight = q_gamma.codes.to(torch.int64)
         n = norm_ops.count(g.shape, geo.dims)
-        self.constants = gradient_constants(
-            scale, k.scale, q_gamma.scale, d, weight * sum_g, weight * sum_gk, sum_t, n, geo, False
+        self.constants = constants.norm_grad_constants(
+            scale, k.scale, q_gamma.scale, d, weight * sum_g, weight * sum_gk, sum_t, n, True, False
         )
         self.gamma, self.beta = sum_gk.float() * (scale * k.scale), sum_g.float() * scale
 
     def to_codes(self) -> QTensor:
-        """dx by the product's quantizer of gradients: its channels' ranges follow from the extremes for each sign.
-
-        dx = a (float(gamma g) - (u + v (s - t))): monotone in g where the sign s of xhat is the same.
-        """
-        quantizer = self.stage.layer.gradient
+        """dx by the product's quantizer of gradients."""
+        quantizer, gamma = self.stage.layer.gradient, self.q_gamma.codes
         assert quantizer is not None
-        gamma, there = self.q_gamma.codes, self.low <= self.high
-        ends = torch.cat((self.low, self.high)).flatten(0, 1).clamp(-127, 127).to(torch.int8)
-        signs = torch.tensor([-1, 0, 1] * 2, dtype=torch.int8, device=ends.device)
-        signs = signs.view(-1, *[1] * (ends.ndim - 1)).expand_as(ends).contiguous()
-        dx = norm_ops.norm_grad_apply(ends, signs, gamma, *self.constants, False)
-        there = torch.cat((there, there)).flatten(0, 1)
-        found = quantizer.ranges_from_channels(ops.amax(torch.where(there, dx, torch.zeros_like(dx)), 1))
+        r_k = constants.norm_grad_range(self.low, self.high, gamma, *self.constants)
+        found = quantizer.ranges_from_channels(r_k)
         assert found is not None
         (r, shift, max_shift), fmt = found, quantizer.format
         streams = self.stage.streams

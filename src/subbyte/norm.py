@@ -23,16 +23,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import numerics, ops
+from . import ops
 from .autograd import Restorer, Saver
 from .numerics import draw_stream
 from .observe import LayerRecord
+from .ops import constants
 from .ops import norm as norm_ops
+from .ops.constants import L1_FACTOR
 from .qtensor import QTensor
 from .scheme import NormScheme
-
-L1_FACTOR = math.sqrt(math.pi / 2)
-"""c: the ratio of a Gaussian's standard deviation to its mean absolute deviation."""
 
 
 @dataclass(frozen=True)
@@ -155,62 +154,26 @@ def _codes_of_gradient(g: Tensor, geo: Geometry, scheme: NormScheme, stream, rec
 def _forward(qx: QTensor, q_gamma: QTensor, beta, geo: Geometry, scheme: NormScheme, n: int, eps: float):
     if geo.centred:
         total, spread, least, greatest = norm_ops.norm_stats(qx.codes, list(geo.dims), scheme.kind == "l2")
-        count, top = n, torch.maximum(n * greatest - total, total - n * least)
+        count = n
     else:
-        spread, top = norm_ops.norm_stats_uncentred(qx.codes, list(geo.dims), scheme.kind == "l2")
-        total, count = torch.zeros_like(spread), 1
-    mu, d, factor, scale = forward_constants(qx.scale, total, spread, top, count, n, geo, scheme, eps)
-    beta = torch.zeros([1] * qx.codes.ndim, device=qx.device) if beta is None else beta.float()
+        spread, greatest = norm_ops.norm_stats_uncentred(qx.codes, list(geo.dims), scheme.kind == "l2")
+        total, least, count = torch.zeros_like(spread), -greatest, 1
     fmt = scheme.format("normalized")
+    mu, d, factor, scale = constants.norm_constants(
+        qx.scale, total, spread, least, greatest, n, count, scheme.kind == "l2", eps, fmt.bits, list(geo.param_dims)
+    )
+    beta = torch.zeros([1] * qx.codes.ndim, device=qx.device) if beta is None else beta.float()
     y, k = norm_ops.norm_apply(qx.codes, total, factor, count, fmt.bits, q_gamma.codes, scale * q_gamma.scale, beta)
     return y, mu, d, QTensor(k, scale, fmt)
-
-
-def forward_constants(
-    s: Tensor, total, spread, top, count: int, n: int, geo: Geometry, scheme: NormScheme, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(mu, D, factor, scale of xhat) from the sums of codes q with scale s: what norm_apply multiplies by.
-
-    n (x - mu) = s (n q - S), mean|x - mu| = s A / n^2, var = s^2 (n sum q^2 - S^2) / n^2; count = n.
-    Without centring x = s q, mean|x| = s sum|q| / n, mean x^2 = s^2 sum q^2 / n; count = 1.
-    top: the largest |count q - S| of each statistic.
-    """
-    l2, fmt = scheme.kind == "l2", scheme.format("normalized")
-    s = s.double()
-    mu = s * total.double() / n
-    spread = spread.double() / (float(count) * n)
-    d = denominator(s * s * spread if l2 else s * spread, eps, l2)
-    unit = s / (count * d)  # xhat = unit (count q - S)
-    # xhat's scale must not vary inside the sums of the gradients of gamma: the largest reach of those statistics.
-    reach = (unit * top.double()).amax(geo.param_dims, keepdim=True).float()
-    reach = torch.where(reach < numerics.RANGE_FLOOR, torch.zeros_like(reach), reach)
-    factor = unit * numerics.inverse_step(reach, fmt).double()
-    factor = factor.nan_to_num(nan=0.0, posinf=0.0).float()
-    return mu, d, factor, numerics.step(reach, fmt)
 
 
 def _backward(qg: QTensor, k: QTensor, q_gamma: QTensor, d: Tensor, geo: Geometry, l2: bool, n: int):
     sum_h, sum_hk, sum_t, sum_g, sum_gk = norm_ops.norm_grad_stats(
         qg.codes, k.codes, q_gamma.codes, list(geo.dims), list(geo.param_dims)
     )
-    constants = gradient_constants(qg.scale, k.scale, q_gamma.scale, d, sum_h, sum_hk, sum_t, n, geo, l2)
-    dx = norm_ops.norm_grad_apply(qg.codes, k.codes, q_gamma.codes, *constants, l2)
+    auvt = constants.norm_grad_constants(qg.scale, k.scale, q_gamma.scale, d, sum_h, sum_hk, sum_t, n, geo.centred, l2)
+    dx = norm_ops.norm_grad_apply(qg.codes, k.codes, q_gamma.codes, *auvt, l2)
     return dx, sum_gk.float() * (qg.scale * k.scale), sum_g.float() * qg.scale
-
-
-def gradient_constants(
-    s_g: Tensor, s_k: Tensor, s_gamma: Tensor, d: Tensor, sum_h, sum_hk, sum_t, n: int, geo: Geometry, l2: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(a, u, v, t) of norm_grad_apply, from the sums of norm_grad_stats and the scales of g, xhat and gamma."""
-    sk = s_k.double()
-    a = (s_g.double() * s_gamma.double() / d).float()
-    u = (sum_h.double() / n).float()
-    mean_hk = sk * sum_hk.double() / n
-    v = (sk * mean_hk if l2 else L1_FACTOR * mean_hk).float()
-    t = torch.zeros_like(u) if l2 else (sum_t.double() / n).float()
-    if not geo.centred:
-        u, t = torch.zeros_like(u), torch.zeros_like(t)
-    return a, u, v, t
 
 
 def _float_forward(x: Tensor, gamma, beta, geo: Geometry, l2: bool, eps: float):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -99,6 +100,13 @@ def inverse_step(r: Tensor, fmt: IntFormat) -> Tensor:
 def step(r: Tensor, fmt: IntFormat) -> Tensor:
     """The scale s = float32(R / Q), one IEEE division; 0 for a zero tensor and NaN where R is NaN."""
     return r / torch.full_like(r, float(fmt.qmax))
+
+
+def square_root(x: Tensor) -> Tensor:
+    """sqrt(x) correctly rounded, as IEEE 754 has it. On the CPU by NumPy: torch's goes through a library that may miss
+    the last bit, and then not for every size of tensor. float64 -> float64.
+    """
+    return torch.from_numpy(numpy.sqrt(x.numpy())) if x.device.type == "cpu" else torch.sqrt(x)
 
 
 def power_of_two(exponent: Tensor) -> Tensor:

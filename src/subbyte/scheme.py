@@ -14,7 +14,7 @@ from typing import Any
 
 from . import quantizers
 from .numerics import IntFormat
-from .quantizers import AbsMax, PerChannel, Quantizer, ShiftQuant, closest, reject_unknown
+from .quantizers import AbsMax, Quantizer, ShiftQuant, closest, reject_unknown
 
 VERSION = 1
 """Of the JSON form. A file with a higher one is refused."""
@@ -125,10 +125,7 @@ class NormScheme:
 
     def quantizer(self, tensor: str, axis: int | None, rounding: str = "nearest") -> Quantizer:
         """The quantizer of one of its tensors; axis: where a finer scale is allowed, None if nowhere."""
-        bits = self.format(tensor).bits
-        if axis is None or self.granularity == "tensor":
-            return AbsMax(bits, rounding=rounding)
-        return PerChannel(bits, rounding=rounding, axis=axis)
+        return quantizers.by_axis(getattr(self, tensor), None if self.granularity == "tensor" else axis, rounding)
 
     def __str__(self) -> str:
         if self.is_float:

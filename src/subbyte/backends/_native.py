@@ -22,6 +22,7 @@ POINTER = ctypes.c_void_p
 INT64 = ctypes.c_int64
 INT = ctypes.c_int
 FLOAT = ctypes.c_float
+DOUBLE = ctypes.c_double
 NAME = ctypes.c_char_p
 """Every exported kernel returns the name of what ran, or None where it does not cover the call."""
 

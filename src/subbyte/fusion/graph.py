@@ -62,6 +62,7 @@ def _drop_defaults(graph: torch.fx.Graph, names: set[str]) -> None:
 def compiled(graph: torch.fx.Graph, module: nn.Module) -> tuple[Callable | None, list[Plan], dict[str, str]]:
     """(forward of the graph with its chains as one call each, or None without any; chains; layers left and why)."""
     modules = dict(module.named_modules())
+    _drop_identities(graph, modules)
     chains, left = _find(graph, modules)
     for chain in chains:
         _rewrite(graph, chain)
@@ -73,6 +74,15 @@ def compiled(graph: torch.fx.Graph, module: nn.Module) -> tuple[Callable | None,
     namespace = dict(code.globals)
     exec(code.src, namespace)  # the text is torch.fx's, of the graph above
     return namespace["forward"], [c.plan for c in chains], left
+
+
+def _drop_identities(graph: torch.fx.Graph, modules: dict[str, nn.Module]) -> None:
+    """So that what stands before one meets what stands behind it."""
+    for node in list(graph.nodes):
+        m = modules.get(str(node.target)) if node.op == "call_module" else None
+        if type(m) is nn.Identity and not has_hooks(m) and len(node.args) == 1:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 @dataclass

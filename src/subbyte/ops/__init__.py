@@ -1,6 +1,7 @@
 """The operations that a backend may accelerate. An op's body is its reference; dispatch.py says how one is chosen."""
 
 from . import chain
+from .constants import absmax_codes, shift_exponents
 from .conv import (
     CHANNEL,
     ConvParams,
@@ -20,6 +21,7 @@ __all__ = [
     "BackendError",
     "ContractError",
     "ConvParams",
+    "absmax_codes",
     "amax",
     "chain",
     "conv2d",
@@ -37,6 +39,7 @@ __all__ = [
     "quantize",
     "recording",
     "registered",
+    "shift_exponents",
     "unpack",
     "use_backend",
 ]

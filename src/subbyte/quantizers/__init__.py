@@ -10,7 +10,7 @@ Layout shared by all roles, so that an axis means the same everywhere:
 Notation: b bits, Q the largest code, r_k = max |x| in channel k, R = max_k r_k.
 """
 
-from .absmax import AbsMax, PerChannel
+from .absmax import AbsMax, PerChannel, by_axis
 from .base import (
     ROUNDINGS,
     Quantizer,
@@ -27,7 +27,7 @@ from .learned import LearnedStep
 from .logarithmic import LogUnbiased
 from .mx import MXInt
 from .oracle import GroupOracle, oracle_ranges
-from .shift import ShiftQuant, chosen_exponents, octaves
+from .shift import ShiftQuant, chosen_exponents
 from .zero_point import ZeroPoint
 
 __all__ = [
@@ -44,11 +44,11 @@ __all__ = [
     "Quantizer",
     "ShiftQuant",
     "ZeroPoint",
+    "by_axis",
     "channel_ranges",
     "chosen_exponents",
     "closest",
     "from_dict",
-    "octaves",
     "oracle_ranges",
     "reject_unknown",
     "to_dict",

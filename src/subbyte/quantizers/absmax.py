@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from .. import ops
+from ..qtensor import Emulated, QTensor
 from .base import Quantizer, channel_ranges
 
 
@@ -18,6 +20,12 @@ class AbsMax(Quantizer):
     >>> AbsMax(4)(torch.tensor([[1.0, -7.0, 2.6]])).codes.tolist()
     [[1, -7, 3]]
     """
+
+    def represent(self, x: Tensor, stream: Tensor | None) -> QTensor | Emulated:
+        if stream is not None:
+            return super().represent(x, stream)
+        codes, scale = ops.absmax_codes(x, self.bits, self.signed)  # the same in one call
+        return QTensor(codes, scale, self.format)
 
     def ranges(self, x: Tensor) -> tuple[Tensor, None, int]:
         return ops.amax(x, ops.WHOLE), None, 0
@@ -44,3 +52,9 @@ class PerChannel(Quantizer):
 
     def details(self) -> str:
         return f"axis {self.axis}"
+
+
+@functools.lru_cache(256)  # checked when it is made, and wanted in every call of a norm
+def by_axis(bits: int, axis: int | None, rounding: str) -> AbsMax | PerChannel:
+    """PerChannel of that axis, AbsMax for None."""
+    return AbsMax(bits, rounding=rounding) if axis is None else PerChannel(bits, rounding=rounding, axis=axis)

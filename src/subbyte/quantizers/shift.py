@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..numerics import MAX_EXPONENT, RANGE_FLOOR, power_of_two
+from .. import ops
+from ..numerics import MAX_EXPONENT
 from .base import Quantizer, channel_ranges, closest
 from .groups import split
 
@@ -67,28 +68,17 @@ class ShiftQuant(Quantizer):
         return self._ranges(r_k) if self.axis == 1 else None
 
     def _ranges(self, r_k: Tensor) -> tuple[Tensor, Tensor, int]:
-        r = r_k.amax(self.axis, keepdim=True) if r_k.numel() else r_k.new_zeros([1] * r_k.ndim)
-        octave = octaves(r_k, r, self.max_shift)
-        shift = (
-            octave
-            if self.exponents == "consecutive"
-            else chosen_exponents(octave, r_k > 0, self.groups, self.max_shift)
-        )
-        return r, shift.to(torch.uint8), self.max_shift
+        if not r_k.numel():
+            return r_k.new_zeros([1] * r_k.ndim), r_k.to(torch.uint8), self.max_shift
+        r, shift = ops.shift_exponents(r_k, self.max_shift)
+        if self.exponents == "chosen":
+            shift = chosen_exponents(shift, r_k > 0, self.groups, self.max_shift).to(torch.uint8)
+        return r, shift, self.max_shift
 
     def details(self) -> str:
         chosen = "" if self.exponents == "consecutive" else f" chosen up to {self.max_shift}"
         axis = "" if self.axis == 1 else f", axis {self.axis}"
         return f"{self.groups} groups{chosen}{axis}"
-
-
-def octaves(r_k: Tensor, r: Tensor, top: int) -> Tensor:
-    """The largest e in 0..top with r_k <= r 2^-e and r 2^-e >= RANGE_FLOOR, int32: exact comparisons, no logarithm.
-
-    A channel of zeros gets the last one. The floor keeps a channel that counts as zero below its group's range.
-    """
-    limits = r.flatten() * power_of_two(-torch.arange(1, top + 1, dtype=torch.int32, device=r.device))
-    return ((r_k.unsqueeze(-1) <= limits) & (limits >= RANGE_FLOOR)).sum(-1, dtype=torch.int32)
 
 
 def chosen_exponents(octave: Tensor, counted: Tensor, groups: int, top: int) -> Tensor:

@@ -1,0 +1,27 @@
+"""The small ops of ops/constants.py: the C++ loops give the bits of the reference, NaN and Inf included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from constants_calls import CALLS
+from subbyte import ops
+from subbyte.backends import cpu
+
+pytestmark = pytest.mark.skipif(bool(cpu.available()), reason=cpu.available())
+
+
+@pytest.mark.parametrize("big", [1, 13])
+@pytest.mark.parametrize("name", list(CALLS))
+def test_equal_to_the_reference(name, big):
+    op = getattr(torch.ops.subbyte, name)
+    for args in CALLS[name](big):
+        with ops.use_backend("reference"):
+            want = op(*args)
+        got = op(*args)
+        assert ops.last_kernel[name] != ops.dispatch.REFERENCE
+        for g, w in zip(*([t] if isinstance(t, torch.Tensor) else t for t in (got, want)), strict=True):
+            assert (g.dtype, g.shape) == (w.dtype, w.shape)
+            assert torch.equal(g.nan_to_num(nan=7.0), w.nan_to_num(nan=7.0)), args
+            assert torch.equal(g.isnan(), w.isnan())
