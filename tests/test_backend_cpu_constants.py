@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -12,11 +14,23 @@ from subbyte.backends import cpu
 pytestmark = pytest.mark.skipif(bool(cpu.available()), reason=cpu.available())
 
 
+def spoilt(args: tuple) -> list[tuple]:
+    """The same arguments with NaN, an infinity or nothing but zeros in one float tensor: in an element, or in all."""
+    found = []
+    for i, t in enumerate(args):
+        if isinstance(t, torch.Tensor) and t.is_floating_point() and t.numel():
+            for value in (math.nan, math.inf, 0.0):
+                one = t.clone()
+                one.view(-1)[t.numel() // 2] = value
+                found += [(*args[:i], bad, *args[i + 1 :]) for bad in (one, torch.full_like(t, value))]
+    return found
+
+
 @pytest.mark.parametrize("big", [1, 13])
 @pytest.mark.parametrize("name", list(CALLS))
 def test_equal_to_the_reference(name, big):
     op = getattr(torch.ops.subbyte, name)
-    for args in CALLS[name](big):
+    for args in [a for call in CALLS[name](big) for a in (call, *spoilt(call))]:
         with ops.use_backend("reference"):
             want = op(*args)
         got = op(*args)
