@@ -20,7 +20,7 @@ def spoilt(args: tuple) -> list[tuple]:
     for i, t in enumerate(args):
         if isinstance(t, torch.Tensor) and t.is_floating_point() and t.numel():
             for value in (math.nan, math.inf, 0.0):
-                one = t.clone()
+                one = t.clone(memory_format=torch.contiguous_format)
                 one.view(-1)[t.numel() // 2] = value
                 found += [(*args[:i], bad, *args[i + 1 :]) for bad in (one, torch.full_like(t, value))]
     return found
