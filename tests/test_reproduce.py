@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import signal
@@ -172,6 +173,15 @@ def test_the_budget_is_steps_times_a_measured_step(tmp_path):
     assert "| int4 | 2 |" in text
     assert "| 12 |" in text  # 2 runs of ceil(1442 / 256) = 6 steps
     assert not (tmp_path / "results").exists()
+
+
+def test_a_run_of_another_study_is_not_done_again(tmp_path):
+    execute(make(("float",)), None, place(tmp_path), quiet())
+    other = dataclasses.replace(make(), name="other")
+    assert execute(other, None, place(tmp_path), quiet()).done == ["int4-seed0"]
+    rows = RowFile(tmp_path / "results" / "other.jsonl").read()
+    assert [(row["study"], row["variant"]) for row in rows] == [("other", "float"), ("other", "int4")]
+    assert rows[0]["value"] == rows_of(tmp_path)[0]["value"]
 
 
 def test_some_runs_can_be_chosen(tmp_path):

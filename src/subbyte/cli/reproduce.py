@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from subbyte.study import Progress, Study
 
+SHOWN = 6  # names of runs in a line before it says how many more
 QUICK_OUT = Path("runs") / "quick"
 
 
@@ -109,7 +110,9 @@ def _closing(name: str, progress: Progress, results: Path) -> list[str]:
     lines = [f"{len(progress.done)} runs done now"]
     if progress.left:
         why = f" ({progress.reason})" if progress.reason else ""
-        lines.append(f"left{why}: {', '.join(progress.left)}")
+        shown = progress.left[:SHOWN]
+        more = f" and {len(progress.left) - SHOWN} more" if len(progress.left) > SHOWN else ""
+        lines.append(f"left{why}: {len(progress.left)} runs: {', '.join(shown)}{more}")
         lines.append("the same command goes on")
     if (results / f"{name}.md").is_file():
         lines.append(f"rows: {results / name}.jsonl  tables and plots: {results / name}.md")

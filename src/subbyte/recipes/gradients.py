@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,11 +25,12 @@ from subbyte.quantizers import (
 )
 from subbyte.scheme import RECIPES, LayerScheme, Scheme
 from subbyte.study import Column, Expected, Job, Run, Study, training
+from subbyte.study.budget import timed
 from subbyte.study.expected import advantage, loss, ratio
 from subbyte.study.gradients import weight_gradient_variance
 from subbyte.study.rows import beside
 from subbyte.train import load_run
-from subbyte.train.build import build_model, load_dataset, reproducible
+from subbyte.train.build import as_input, build_model, load_dataset, reproducible
 from subbyte.train.checkpoint import load_model
 
 BASELINE = "float-gradients"
@@ -43,7 +43,7 @@ class Config:
     task: str = "cifar10"
     model: str = "resnet8"
     seeds: tuple[int, ...] = (0, 1, 2)
-    epochs: int = 10
+    epochs: int = 5
     batch_size: int = 128
     lr: float = 0.1
     bits: int = 4
@@ -141,6 +141,7 @@ def measure_all(job: Job) -> Iterator[Mapping[str, Any]]:
     trained = load_run(job.folder.path, device=config.device)
     dataset = load_dataset(config)
     x, y = next(data.batches(dataset, config.batch_size, train=True, seed=config.seed, device=config.device, workers=0))
+    x = as_input(x)
     state = trained.model.state_dict()
     models = {}
     with reproducible(config.seed, config.threads):
@@ -149,23 +150,25 @@ def measure_all(job: Job) -> Iterator[Mapping[str, Any]]:
             scheme = with_gradient(every[name]).to_dict()
             models[name] = build_model(dataclasses.replace(config, scheme=scheme), dataset.info).train()
             load_model(models[name], state, job.folder.last)
-        seconds = alternating(models, x, y, settings["timed_steps"])
+        seconds = alternating(models, x, y, settings["timed_steps"], config.device)
         for name, model in models.items():
             variance = weight_gradient_variance(model, x, y, settings["samples"])
             yield beside("gradient", variant=name, gradient_variance=variance, step_seconds=seconds[name])
 
 
-def alternating(models: Mapping[str, nn.Module], x: Tensor, y: Tensor, rounds: int) -> dict[str, float]:
-    """The median seconds of forward and backward over rounds in which all take turns, after one to warm up."""
+def alternating(models: Mapping[str, nn.Module], x: Tensor, y: Tensor, rounds: int, device: str) -> dict[str, float]:
+    """The median core-seconds of forward and backward over rounds in which all take turns, after one to warm up."""
     taken: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(rounds + 1):
         for name, model in models.items():
-            begun = time.perf_counter()
-            F.cross_entropy(model(x), y).backward()
-            if x.is_cuda:
-                torch.cuda.synchronize(x.device)
-            taken[name].append(time.perf_counter() - begun)
+            step = functools.partial(forward_backward, model, x, y)
+            taken[name].append(timed(step, device))
     return {name: statistics.median(seconds[1:]) for name, seconds in taken.items()}
+
+
+def forward_backward(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """What is timed."""
+    F.cross_entropy(model(x), y).backward()
 
 
 STUDY = Study(
@@ -186,7 +189,7 @@ STUDY = Study(
     baseline=BASELINE,
     columns=(
         Column("gradient_variance", "variance of the weights' gradient / its square", 1, 4),
-        Column("step_seconds", "ms a step", 1000, 0),
+        Column("step_seconds", "core-ms a step", 1000, 0),
         Column("integer_share", "integer %", 100, 1),
     ),
     notes=(

@@ -1,10 +1,14 @@
-"""What a study will cost: the time of a step, measured now, times the steps that are left, in core-hours."""
+"""What a study will cost: the time of a step, measured now, times the steps that are left, in core-hours.
+
+On a CPU the time is that of the processor, summed over threads: other work on the machine does not count in it. On a
+GPU it is that of the clock.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +19,17 @@ from subbyte import data
 from subbyte.study.study import Run
 from subbyte.study.tables import Table
 from subbyte.train import Config
-from subbyte.train.build import build_model, load_dataset, reproducible, resolve_threads
+from subbyte.train.build import as_input, build_model, load_dataset, reproducible, resolve_threads
 from subbyte.train.checkpoint import read_header
 from subbyte.train.optim import make_optimizer
 
-STEPS = 3  # timed after one that isn't; the median counts
+STEPS = 3  # timed after one that isn't; the least counts
 SLOW_SECONDS = 10.0  # a first step that takes longer is its own measurement
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run: seconds of a training step and of a test batch, and how many of each are left."""
+    """Of one run: core-seconds of a training step and of a test batch, and how many of each are left."""
 
     run: Run
     step: float
@@ -35,14 +39,14 @@ class Cost:
     threads: int
 
     @property
-    def hours(self) -> float:
-        """Wall time of what is left of it, where nothing else runs."""
+    def core_hours(self) -> float:
+        """Of what is left of it."""
         return (self.step * self.steps + self.test_batch * self.test_batches) / 3600
 
     @property
-    def core_hours(self) -> float:
-        """hours times threads."""
-        return self.hours * self.threads
+    def hours(self) -> float:
+        """core_hours over threads: the least that the clock will show."""
+        return self.core_hours / self.threads
 
 
 def budget(runs: Sequence[Run], configs: Sequence[Config], folders: Path) -> list[Cost]:
@@ -71,7 +75,7 @@ def budget(runs: Sequence[Run], configs: Sequence[Config], folders: Path) -> lis
 
 
 def step_seconds(config: Config, dataset: data.Dataset) -> tuple[float, float]:
-    """(a training step, a test batch) of `config` in seconds, on the first batch of the data."""
+    """(a training step, a test batch) of `config` in core-seconds, on the first batch of the data."""
     with reproducible(config.seed, resolve_threads(config.threads)):
         model = build_model(config, dataset.info)
         optimizer = make_optimizer(model, config)
@@ -79,30 +83,33 @@ def step_seconds(config: Config, dataset: data.Dataset) -> tuple[float, float]:
             dataset, config.batch_size, train=True, device=config.device, kind=config.augment, workers=0
         )
         x, y = next(batch)
+        x = as_input(x)
 
         def train_step() -> None:
             optimizer.zero_grad(set_to_none=True)
             F.cross_entropy(model(x), y).backward()
             optimizer.step()
 
-        step = median_seconds(train_step, config.device)
+        step = core_seconds(train_step, config.device)
         model.eval()
         with torch.no_grad():
-            return step, median_seconds(lambda: model(x), config.device)
+            return step, core_seconds(lambda: model(x), config.device)
 
 
-def median_seconds(call, device: str = "cpu", steps: int = STEPS) -> float:
-    """The median time of a call after one to warm up; that one alone where it is slow."""
+def core_seconds(call: Callable[[], object], device: str) -> float:
+    """The least of a few calls after one to warm up; that one alone where it is slow."""
+    first = timed(call, device)
+    return first if first > SLOW_SECONDS else min(timed(call, device) for _ in range(STEPS))
 
-    def timed() -> float:
-        begun = time.perf_counter()
-        call()
-        if device != "cpu":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - begun
 
-    first = timed()
-    return first if first > SLOW_SECONDS else sorted(timed() for _ in range(steps))[steps // 2]
+def timed(call: Callable[[], object], device: str) -> float:
+    """Core-seconds of one call."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    begun = clock()
+    call()
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return clock() - begun
 
 
 def budget_table(costs: Sequence[Cost]) -> Table:
@@ -125,7 +132,7 @@ def budget_table(costs: Sequence[Cost]) -> Table:
     rows.append(["all", str(len(costs)), "", "", f"{hours:.2f}", f"{core_hours:.2f}"])
     return Table(
         "Budget",
-        ("variant", "runs left", "ms a step", "steps left", "hours", "core-hours"),
+        ("variant", "runs left", "core-ms a step", "steps left", "hours", "core-hours"),
         rows,
-        text="From a step measured just now; what is measured after a training comes on top.",
+        text="From a step measured just now, in time of the processor; what is measured after a training comes on top.",
     )

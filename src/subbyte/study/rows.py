@@ -36,6 +36,8 @@ class RowFile:
                 row = json.loads(line)
             except ValueError:
                 continue
+            if "key" not in row:  # another kind of results
+                continue
             rows = runs.setdefault(row["key"], [])
             if rows and rows[0]["time"] != row["time"]:
                 rows.clear()
@@ -49,7 +51,7 @@ class RowFile:
     def append(self, rows: Iterable[Row]) -> None:
         """Adds the rows of one finished run, all or none."""
         time = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        plain = (json.loads(to_json({**row, "time": time})) for row in rows)
+        plain = (json.loads(to_json({**row, "time": row.get("time", time)})) for row in rows)
         text = "".join(json.dumps(row) + "\n" for row in plain).encode()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -60,6 +62,18 @@ class RowFile:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def rows_of_others(path: Path) -> dict[str, list[Row]]:
+    """Key -> rows, of the other studies beside `path`: equal keys are equal runs, whatever the study."""
+    found: dict[str, list[Row]] = {}
+    for other in sorted(path.parent.glob("*.jsonl")):
+        if other != path:
+            runs: dict[str, list[Row]] = {}
+            for row in RowFile(other).read():
+                runs.setdefault(row["key"], []).append(row)
+            found = {**runs, **found}
+    return found
 
 
 def _unfinished_line(path: Path) -> bool:

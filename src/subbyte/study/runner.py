@@ -19,7 +19,7 @@ from rich.console import Console
 
 from subbyte import provenance
 from subbyte.study.budget import budget, budget_table
-from subbyte.study.rows import RowFile, base_row, trained
+from subbyte.study.rows import RowFile, base_row, rows_of_others, trained
 from subbyte.study.select import Row
 from subbyte.study.study import Job, Run, Skipped, Study, StudyError
 from subbyte.study.summary import summarize
@@ -93,6 +93,7 @@ def execute(study: Study, settings: Any, place: Place, console: Console) -> Prog
     for missing in skipped:
         console.print(f"skipped: {missing.variant}: {missing.why}", highlight=False, markup=False, soft_wrap=True)
     rows = RowFile(place.out / f"{study.name}.jsonl")
+    _borrow(rows, study.name, runs)
     done_before = rows.keys()
     left = [run for run in runs if run.key() not in done_before]
     console.print(f"{study.name}: {len(runs)} runs, {len(runs) - len(left)} done already, {len(left)} to do")
@@ -123,10 +124,18 @@ def execute(study: Study, settings: Any, place: Place, console: Console) -> Prog
         if time.monotonic() - summarized > SUMMARY_SECONDS:
             summarize(study, place.out)
             summarized = time.monotonic()
-    if done:
+    if (done or done_before) and not place.budget_only:
         summarize(study, place.out)
     remaining = [run.name for run in left if run.key() not in rows.keys()]  # noqa: SIM118
     return Progress(done, remaining, reason)
+
+
+def _borrow(rows: RowFile, study: str, runs: Sequence[Run]) -> None:
+    """Takes over from other studies the rows of runs that are the same in every setting."""
+    done, others = rows.keys(), rows_of_others(rows.path)
+    for run in runs:
+        if run.key() in others and run.key() not in done:
+            rows.append([{**row, "study": study} for row in others[run.key()]])
 
 
 def _perform(run: Run, study: str, place: Place, rest: float | None, console: Console) -> tuple[list[Row] | None, str]:

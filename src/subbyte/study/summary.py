@@ -39,12 +39,17 @@ def markdown(study: Study, rows: list[Row]) -> str:
     if study.notes:
         parts += [study.notes.strip(), ""]
     parts += [f"Made by `subbyte reproduce {study.name} --report` from {study.name}.jsonl.", ""]
-    if study.expected:
-        parts.append(expected.table(study.expected, rows).markdown())
-    tables = [variant_table(study, rows, group) for group in ordered(rows, "group")] if study.metric else []
-    parts += [table.markdown() for table in (*tables, *study.tables(rows))]
+    parts += [table.markdown() for table in tables(study, rows)]
     parts.append(_sources(rows))
     return "\n".join(parts)
+
+
+def tables(study: Study, rows: list[Row]) -> list[Table]:
+    """Verdicts, variants by group, and the study's own."""
+    found = [expected.table(study.expected, rows)] if study.expected else []
+    if study.metric:
+        found += [variant_table(study, rows, group) for group in ordered(rows, "group")]
+    return [*found, *study.tables(rows)]
 
 
 def variant_table(study: Study, rows: list[Row], group: str) -> Table:

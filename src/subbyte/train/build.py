@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from subbyte import data, models
 from subbyte.convert import quantize_, quantized_layers
@@ -111,6 +111,11 @@ def reproducible(seed: int, threads: int) -> Iterator[None]:
 def resolve_threads(threads: int) -> int:
     """The number of CPU threads that 0 stands for: torch's own choice."""
     return threads or torch.get_num_threads()
+
+
+def as_input(x: Tensor) -> Tensor:
+    """A batch as training hands it to a model: images with their channels last, which the kernels read in place."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def load_dataset(

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from subbyte import data
-from subbyte.train.build import build_model, check_device, load_dataset, reproducible, resolve_threads
+from subbyte.train.build import as_input, build_model, check_device, load_dataset, reproducible, resolve_threads
 from subbyte.train.checkpoint import Checkpoint, Progress, load_model, restore_rng, rng_state
 from subbyte.train.config import Config
 from subbyte.train.display import Display
@@ -226,7 +226,7 @@ class Run:
     def _step(self, x: Tensor, y: Tensor) -> None:
         config, progress = self.config, self.progress
         # The channels of a pixel lie together: what the kernels of convolutions and norms want, and torch's own too.
-        logits = self.model(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
+        logits = self.model(as_input(x))
         loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
         loss_value = loss.item()
         if not math.isfinite(loss_value):

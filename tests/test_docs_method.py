@@ -1,0 +1,44 @@
+"""docs/method.md says what results/*.jsonl say, and docs/results.html is made of results/*.md."""
+
+from __future__ import annotations
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from subbyte.recipes import studies
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts" / "method_docs.py"
+
+
+def test_the_tables_are_those_of_the_results():
+    done = subprocess.run([sys.executable, str(SCRIPT), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_typed_figure_does_not_survive():
+    script = runpy.run_path(str(SCRIPT))
+    page = (ROOT / "docs" / "method.md").read_text()
+    forged = page.replace("<= 1.3", "<= 1.9")
+    assert forged != page
+    assert script["filled"](forged) == page
+    with pytest.raises(SystemExit, match="has no table 'nothing'"):
+        script["filled"]("<!-- theory: nothing -->\n<!-- /theory: nothing -->")
+
+
+def test_the_page_names_every_study_and_each_setting():
+    page = (ROOT / "docs" / "method.md").read_text()
+    for name, study in studies().items():
+        assert f"**{name}**" in page
+        assert f"epochs = `{study.config.epochs}`" in page
+
+
+def test_the_page_of_results_is_that_of_the_files():
+    from subbyte.study.page import page
+
+    expected = page(sorted((ROOT / "results").glob("*.md")))
+    assert (ROOT / "docs" / "results.html").read_text() == expected
