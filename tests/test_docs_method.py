@@ -37,8 +37,12 @@ def test_the_page_names_every_study_and_each_setting():
         assert f"epochs = `{study.config.epochs}`" in page
 
 
-def test_the_page_of_results_is_that_of_the_files():
+def test_the_page_of_results_has_every_study_as_it_is_in_the_files():
     from subbyte.study.page import page
 
-    expected = page(sorted((ROOT / "results").glob("*.md")))
-    assert (ROOT / "docs" / "results.html").read_text() == expected
+    html = (ROOT / "docs" / "results.html").read_text()
+    files = [file for name in studies() if (file := ROOT / "results" / f"{name}.md").is_file()]
+    assert files
+    for file in files:
+        section = page([file]).partition("<section")[2].partition("</section>")[0]
+        assert section in html, f"{file.name} changed: make results"

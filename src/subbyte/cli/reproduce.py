@@ -30,7 +30,9 @@ def command(
         str | None, typer.Option(help="Checkpoint and end after this time: 90s, 10m, 1h30m, or minutes.")
     ] = None,
     budget: Annotated[bool, typer.Option("--budget", help="Print what the study will cost, and end.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Make tables and plots from the rows, run nothing.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Tables and plots from the rows, of all studies without NAME; run nothing.")
+    ] = False,
     html: Annotated[
         Path | None, typer.Option(help="Write one self-contained page of everything in --out, run nothing.")
     ] = None,
@@ -58,6 +60,11 @@ def command(
     if html is not None:
         write_page(results, html)
         console.print(f"page: {html}", highlight=False, markup=False, soft_wrap=True)
+        return
+    if report and name is None:
+        for study in studies().values():
+            if (results / f"{study.name}.jsonl").is_file():
+                console.print(f"tables and plots: {summarize(study, results)}", highlight=False, markup=False)
         return
     if show or name is None:
         for study in studies().values():

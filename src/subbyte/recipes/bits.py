@@ -74,7 +74,7 @@ STUDY = Study(
     name="bits",
     title="accuracy by bits of weights, activations and gradients",
     config=Config(),
-    quick=Config(task="digits", seeds=(0,), epochs=1, batch_size=256, lr=0.05, bits=(4, 8)),
+    quick=Config(task="digits", seeds=(0,), epochs=1, batch_size=256, lr=0.05, bits=(4,)),
     runs=runs,
     expected=EXPECTED,
     plots=plots,
