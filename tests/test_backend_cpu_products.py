@@ -359,19 +359,13 @@ def test_convolutions_of_few_bits(isa, case):
         return "conv2d_winograd" if covered and on_bytes and sources % 16 == 0 else "conv2d"
 
     for n, c, o, size, padding, threads in (
-        (44, 64, 64, (8, 6), 1, 1),
         (44, 80, 70, (9, 7), 0, 2),
         (44, 70, 80, (7, 9), 1, 2),  # odd: a window reaches beyond the output; a part of a panel
-        (130, 112, 65, (3, 4), 2, 1),
+        (130, 64, 65, (3, 4), 2, 1),
     ):
         torch.set_num_threads(threads)
         window = ([1, 1], [padding] * 2, [1, 1], 1)
-        for fill, fill_w in (
-            ("top", "top"),
-            ("alternating", "bottom"),
-            ("random", "alternating"),
-            ("random", "random"),
-        ):
+        for fill, fill_w in (("top", "top"), ("random", "alternating")):
             x, w = layout(codes((n, c, *size), fmt, fill), "channels_last"), codes((o, c, 3, 3), fmt_w, fill_w)
             p, q = (s + 2 * padding - 2 for s in size)
             g, wide = layout(codes((n, o, p, q), fmt, fill), "channels_last"), layout(w, "channels_last")
