@@ -22,6 +22,7 @@ from subbyte.quantizers import (
     PerChannel,
     Quantizer,
     ShiftQuant,
+    ZeroPoint,
 )
 from subbyte.scheme import RECIPES, LayerScheme, Scheme
 from subbyte.study import Column, Expected, Job, Run, Study, training
@@ -90,7 +91,9 @@ def quantizers(bits: int) -> dict[str, Quantizer | None]:
     return {
         BASELINE: None,
         "absmax": AbsMax(bits, **how),
+        "zero-point": ZeroPoint(bits, **how),
         "psq": PerChannel(bits, axis=0, **how),
+        "psq-zero-point": ZeroPoint(bits, axis=0, **how),
         "bhq": BlockHouseholder(bits, **how),
         "luq": LogUnbiased(bits, **how),
         "mxint": MXInt(bits, scale="ceil", **how),
@@ -193,6 +196,7 @@ STUDY = Study(
         Column("integer_share", "integer %", 100, 1),
     ),
     notes=(
+        "psq-zero-point is PSQ as in its paper; psq is its symmetric form. "
         "A ResNet-8 and a short schedule, since the emulated quantizers are slow. In the group `resnet` all else is "
         "the int4 recipe; variance and time are measured on one net (trained with float gradients), one batch, in one "
         "process whose steps alternate; time is forward and backward. `channels far apart`: the same ResNet-8 whose "

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from subbyte.quantizers import SAWB, AbsMax, LearnedStep, MSEClip, PerChannel, ShiftQuant
+from subbyte.quantizers import SAWB, AbsMax, LearnedStep, MSEClip, PerChannel, ShiftQuant, ZeroPoint
 from subbyte.scheme import RECIPES, LayerScheme, NormScheme, Scheme
 from subbyte.study import Run, Study, training
 
@@ -67,6 +67,7 @@ def schemes() -> dict[str, Scheme]:
         "groups-of-samples-2": changed(gradient=shift(4, 9, axis=0), gradient_samples=2),
         "groups-a": changed(activation=ShiftQuant(4, groups=5)),
         "groups-w": changed(weight=ShiftQuant(4, groups=5, axis=0), gradient=shift(4, 4)),
+        "zero-point-w": changed(weight=ZeroPoint(4)),
         "channels-w": changed(weight=PerChannel(4, axis=0)),
         "g6-stage1": gradient_bits("layer1.*", 6),
         "g6-stage2": gradient_bits("layer2.*", 6),
@@ -126,7 +127,8 @@ STUDY = Study(
         "slow: a tenth of the rate). sawb, mse: clipped ranges. samples-2: gradients quantized twice and averaged for "
         "the weights' gradient. groups-of-samples: ShiftQuant's groups are of samples, not of channels. groups-a, "
         "groups-w: groups for activations (input channels) and weights (output channels); channels-w: a free scale "
-        "for each output channel. g6-stage1: 6-bit gradients in that stage. The rest (w-float, a8, ...) takes one "
-        "thing out of 4 bits, to see what it costs; norms-only leaves every layer float."
+        "for each output channel; zero-point-w: an asymmetric grid. g6-stage1: 6-bit gradients in that stage. The "
+        "rest (w-float, a8, ...) takes one thing out of 4 bits, to see what it costs; norms-only leaves every layer "
+        "float."
     ),
 )
