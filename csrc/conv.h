@@ -24,6 +24,11 @@ struct ConvCall {
 
     const float* scales() const { return reinterpret_cast<const float*>(scale); }
     float* floats() const { return reinterpret_cast<float*>(out); }
+    bool sums_only() const { return scale == 0; }  // out gets the sums themselves: int32, int64 when wide
+    // Element i of the output, whatever its type: what Finish takes.
+    float* at(i64 i) const {
+        return sums_only() && wide ? reinterpret_cast<float*>(reinterpret_cast<i64*>(out) + i) : floats() + i;
+    }
 };
 
 // The convolution or its input gradient, seen as one thing: destination channels from a window over source channels.

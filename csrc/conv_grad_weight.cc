@@ -255,12 +255,13 @@ private:
         const i64 rows = call_.scale_stride[1] ? 1 : c1 - c0, first = group * outputs_;
         float* scale = scratch<float>(Slot::scale, padded_);
         for (i64 c = c0; c < c1; c += rows) {
-            for (i64 o = 0; o < padded_; ++o)
+            for (i64 o = 0; o < padded_ && !call_.sums_only(); ++o)
                 scale[o] = call_.scales()[(first + std::min(o, outputs_ - 1)) * call_.scale_stride[0] +
                                           c * call_.scale_stride[1]];
-            float* out = call_.floats() + (first * inputs_ + c) * taps_;
-            k_.finish({total + (c - c0) * taps_ * padded_ * element_, call_.wide != 0, padded_, rows * taps_,
-                       {nullptr, scale, nullptr, nullptr, outputs_}, out, 1, inputs_ * taps_});
+            float* out = call_.at((first * inputs_ + c) * taps_);
+            const Finish f{total + (c - c0) * taps_ * padded_ * element_, call_.wide != 0, padded_, rows * taps_,
+                           {nullptr, scale, nullptr, nullptr, outputs_}, out, 1, inputs_ * taps_};
+            call_.sums_only() ? store_sums(f) : k_.finish(f);
         }
     }
 

@@ -44,6 +44,13 @@ i32* pad_plane(const ConvCall::Operand& from, const Plane& plane, Slot slot) {
     return to;
 }
 
+void store_sum(const ConvCall& call, i64 at, i64 sum) {
+    if (call.wide)
+        reinterpret_cast<i64*>(call.out)[at] = sum;
+    else
+        reinterpret_cast<i32*>(call.out)[at] = static_cast<i32>(sum);
+}
+
 int left_shift(const ConvCall::Operand& operand, i64 at) {
     return operand.shift ? static_cast<int>(operand.max_shift) - operand.exponents()[at] : 0;
 }
@@ -89,11 +96,15 @@ const char* window_by_planes(const ConvCall& call, bool backward, int threads) {
                     }
                 }
         }
+        const i64 step = call.channels_last ? channels : 1;
+        const i64 first = call.channels_last ? n * plane * channels + target : (n * channels + target) * plane;
+        if (call.sums_only()) {
+            for (i64 i = 0; i < plane; ++i) store_sum(call, first + i * step, total[i]);
+            return;
+        }
         const float scale = call.scales()[n * call.scale_stride[0] + target * call.scale_stride[1]];
         const float* bias = reinterpret_cast<const float*>(call.bias);
-        float* out =
-            call.floats() + (call.channels_last ? n * plane * channels + target : (n * channels + target) * plane);
-        const i64 step = call.channels_last ? channels : 1;
+        float* out = call.floats() + first;
         i32 most = 0;
         for (i64 i = 0; i < plane; ++i) {
             const float product = static_cast<float>(total[i]) * scale, y = bias ? product + bias[target] : product;
@@ -131,9 +142,13 @@ const char* grad_weight_by_planes(const ConvCall& call, int threads) {
                                           length)
                         << shift;
         }
+        const i64 first = (o * inputs + c) * taps;
+        if (call.sums_only()) {
+            for (i64 tap = 0; tap < taps; ++tap) store_sum(call, first + tap, total[tap]);
+            return;
+        }
         const float scale = call.scales()[o * call.scale_stride[0] + c * call.scale_stride[1]];
-        for (i64 tap = 0; tap < taps; ++tap)
-            call.floats()[(o * inputs + c) * taps + tap] = static_cast<float>(total[tap]) * scale;
+        for (i64 tap = 0; tap < taps; ++tap) call.floats()[first + tap] = static_cast<float>(total[tap]) * scale;
     });
     return kernel.name;
 }

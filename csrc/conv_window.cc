@@ -188,8 +188,8 @@ private:
         const i64 image_words = count * width_ * plan.words(), image_sums = pixels * padded_;
         i32* source = scratch<i32>(Slot::left, (n1 - n0) * image_words);
         for (i64 n = n0; n < n1; ++n) pack_source(plan, n, group, from, count, source + (n - n0) * image_words);
-        // NHWC outputs are finished tile by tile; sums of NCHW outputs wait for whole rows of pixels.
-        const bool by_tile = call_.channels_last;
+        // NHWC floats are finished tile by tile; sums of other outputs wait for whole rows of pixels.
+        const bool by_tile = finishes_by_tile();
         const i64 sum_bytes = call_.wide ? 8 : 4, kept = by_tile ? 0 : (n1 - n0) * image_sums;
         u8* sums = static_cast<u8*>(scratch(Slot::sums, static_cast<size_t>(sum_bytes * kept)));
         const std::vector<Epilogue> epilogues = make_epilogues(n0, n1, group, amax);
@@ -230,10 +230,15 @@ private:
                 }
             }
         }
-        for (i64 n = n0; !by_tile && n < n1; ++n)
-            k_.finish({sums + sum_bytes * (n - n0) * image_sums, call_.wide != 0, padded_, pixels, epilogues[n - n0],
-                       output(n, group, h0 * cols_.dst), 1, rows_.dst * cols_.dst});
+        for (i64 n = n0; !by_tile && n < n1; ++n) {
+            Finish f{sums + sum_bytes * (n - n0) * image_sums, call_.wide != 0, padded_, pixels, epilogues[n - n0],
+                     output(n, group, h0 * cols_.dst), 1, rows_.dst * cols_.dst};
+            if (call_.channels_last) f.out_row = channels_, f.out_col = 1;
+            call_.sums_only() ? store_sums(f) : k_.finish(f);
+        }
     }
+
+    bool finishes_by_tile() const { return call_.channels_last && !call_.sums_only(); }
 
     // Where tiles of a panel go: an NHWC output, or sums that k_.finish takes.
     struct Target {
@@ -245,8 +250,8 @@ private:
     // A pixel of the output of a group, at its first channel.
     float* output(i64 image, i64 group, i64 pixel) const {
         const i64 plane = rows_.dst * cols_.dst, first = group * window_.targets;
-        return call_.floats() + (call_.channels_last ? (image * plane + pixel) * channels_ + first
-                                                     : (image * channels_ + first) * plane + pixel);
+        return call_.at(call_.channels_last ? (image * plane + pixel) * channels_ + first
+                                            : (image * channels_ + first) * plane + pixel);
     }
 
     static Epilogue part(Epilogue e, i64 first, i64 cols) {
@@ -264,7 +269,7 @@ private:
         for (i64 d = 0; given && d < padded_; ++d) bias[d] = given[first + std::min(d, window_.targets - 1)];
         for (i64 i = 0; i < n1 - n0; ++i) {
             float* own = scale + (i < sets ? i : 0) * padded_;
-            for (i64 d = 0; i < sets && d < padded_; ++d)
+            for (i64 d = 0; !call_.sums_only() && i < sets && d < padded_; ++d)
                 own[d] = call_.scales()[(n0 + i) * call_.scale_stride[0] +
                                         (first + std::min(d, window_.targets - 1)) * call_.scale_stride[1]];
             all.push_back({nullptr, own, given ? bias : nullptr, amax ? amax + group * padded_ : nullptr,
@@ -286,7 +291,7 @@ private:
         const i64 tile_rows = narrow ? 4 * balanced(height, mr / 4) : balanced(run, mr);
         const Correction correct(k_, plan);
         std::vector<i32> row_sums(correct.has_rows() ? packed.chunks.size() * kMaxRows : 0);
-        const bool by_tile = call_.channels_last, at_once = in_one_run(packed.chunks, call_.wide, correct);
+        const bool by_tile = finishes_by_tile(), at_once = in_one_run(packed.chunks, call_.wide, correct);
         alignas(64) i64 buffer[kMaxRows * kMaxVectors * kMaxLanes];
         const bool direct = at_once || !by_tile;
         t.c_row = direct ? row : columns;

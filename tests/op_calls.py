@@ -132,6 +132,65 @@ def scaled_conv2d_grad_weight(big: int) -> list[tuple]:
     ]
 
 
+def int_conv2d(big: int) -> list[tuple]:
+    wide = torch.full((1, 1, 40, 40), 255, dtype=torch.uint8), torch.full((1, 1, 40, 40), -127, dtype=torch.int8)
+    return [
+        *[(*args[:10], *args[12:]) for args in scaled_conv2d(big)],
+        (*operands(IntFormat(8, False), wide[0], S8, wide[1]), [1, 1], [0, 0], [1, 1], 1),
+        (*operands(S8, codes(S8, 2, 3, 70, 60), S8, codes(S8, 2, 3, 70, 60)), [1, 1], [3, 4], [1, 1], 1),
+        (*operands(S8, codes(S8, 2, 4, 9, 9), S8, codes(S8, 4, 1, 3, 3)), [1, 1], [1, 1], [1, 1], 4),
+    ]
+
+
+def int_conv2d_grad_input(big: int) -> list[tuple]:
+    return [(*args[:10], *args[11:]) for args in scaled_conv2d_grad_input(big)]
+
+
+def int_conv2d_grad_weight(big: int) -> list[tuple]:
+    g, x = codes(S8, 3, 2, 220, 210), codes(S8, 3, 3, 220, 210)  # 138,600 pixels: more than int32 holds
+    return [
+        *[(*args[:10], *args[11:]) for args in scaled_conv2d_grad_weight(big)],
+        (*operands(S8, g, S8, x), [2, 3, 1, 1], [1, 1], [0, 0], [1, 1], 1),
+    ]
+
+
+def sums(*shape: int) -> Tensor:
+    g = torch.Generator().manual_seed(sum(shape))
+    return torch.randint(-(1 << 30), (1 << 30) + 1, shape, generator=g, dtype=torch.int64).to(torch.int32)
+
+
+def int_amax(big: int) -> list[tuple]:
+    x = sums(2, 3, 5 * big, 4 * big)
+    return [(x, -1), (x, 1), (x.mT, 1), (sums(7 * big, 5), 1), (x[:0], 1), (x[:0], -1), (sums(6 * big), -1)]
+
+
+def int_quantize(big: int) -> list[tuple]:
+    x, one, stream = sums(2, 3, 5 * big, 4 * big), torch.full((1, 1, 1, 1), 24, dtype=torch.int32), torch.tensor(5)
+    each = torch.tensor([0, 17, 30], dtype=torch.int32).view(1, 3, 1, 1)
+    return [
+        *[(x, one, None, 8, True), (x, each, None, 4, True), (x, each, stream, 4, True), (x, one, stream, 8, False)],
+        *[(x.mT, each, stream, 8, True), (x[:0], each, None, 4, True)],
+        *[(sums(7 * big, 3), each.view(1, 3), stream, 4, True), (sums(9 * big), one.view(1), stream, 2, True)],
+    ]
+
+
+def int_lookup(big: int) -> list[tuple]:
+    table = sums(3, 256)
+    s, u = codes(S8, 2, 3, 5 * big, 4 * big), codes(IntFormat(8, False), 2 * big, 3)
+    return [(s, table), (u, table), (s.mT, (table >> 23).clamp(-128, 127).to(torch.int8)), (s[:0], table)]
+
+
+def int_norm_grad(big: int) -> list[tuple]:
+    calls = []
+    for g in (codes(S8, 2, 3, 5 * big, 4 * big), codes(S8, 7 * big, 3), codes(S8, 0, 3)):
+        u, v = sums(3) >> 5, sums(3) >> 6
+        calls += [
+            (g, -g.flip(0), u, v, torch.tensor([1 << 29, -(1 << 29), 12345]), torch.tensor(27, dtype=torch.int32), 8),
+            (g, g, u >> 12, v >> 12, torch.tensor([1, 0, -7]), torch.tensor(0, dtype=torch.int32), 4),
+        ]
+    return calls
+
+
 def _norms(big: int):
     """(q, dims, param_dims): batch norm in two layouts, layer norm."""
     image = codes(S8, 2 * big, 3, 4, 5 * big)
@@ -190,6 +249,8 @@ CALLS: dict[str, Callable[[int], list[tuple]]] = {
     for f in (
         *(amax, quantize, pack_codes, unpack_codes, narrow_codes, int_matmul, scaled_matmul),
         *(scaled_conv2d, scaled_conv2d_grad_input, scaled_conv2d_grad_weight),
+        *(int_conv2d, int_conv2d_grad_input, int_conv2d_grad_weight),
+        *(int_amax, int_quantize, int_lookup, int_norm_grad),
         *(norm_stats, norm_apply, norm_grad_stats, norm_grad_apply, scatter_sum),
     )
 }

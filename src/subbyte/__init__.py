@@ -9,8 +9,9 @@ The floors, from the bottom: numerics, qtensor, observe, backends, ops, quantize
 fusion, convert, report; then data and models, train, cli.
 """
 
-from . import nn, numerics, ops, quantizers
+from . import integer, nn, numerics, ops, optim, quantizers
 from .convert import dequantize_, float_state_dict, quantize_
+from .float_ops import FloatOpCounter
 from .fusion import Fusion, fuse_, unfuse_
 from .numerics import IntFormat, accumulator_bits
 from .observe import arm as observe
@@ -39,6 +40,7 @@ __all__ = [
     "AbsMax",
     "BlockHouseholder",
     "Emulated",
+    "FloatOpCounter",
     "Fusion",
     "GroupOracle",
     "IntFormat",
@@ -61,10 +63,12 @@ __all__ = [
     "dequantize_",
     "float_state_dict",
     "fuse_",
+    "integer",
     "nn",
     "numerics",
     "observe",
     "ops",
+    "optim",
     "quantize_",
     "quantizers",
     "report",

@@ -8,6 +8,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from . import integer_only
 from .fusion import unfuse_
 from .nn import REGISTRY, ProductLayer, QuantizedLayer
 from .nn.quantized import STATE_SUFFIX, change_class, original_type, quantized_class
@@ -46,10 +47,12 @@ def quantize_(model: nn.Module, scheme: Scheme | str, filter_fn: Filter | None =
     A module is converted by its EXACT type (the keys of nn.REGISTRY): a subclass may do more than its base, so it is
     left alone and listed by report(), as is a layer with a setting that has no integer form. Parameters, buffers,
     hooks, parametrizations, device, dtype, requires_grad and state_dict keys stay; an optimizer built before stays
-    right. Activations behind a ReLU get unsigned codes where the model can be traced by torch.fx.
+    right. Activations behind a ReLU get unsigned codes where the model can be traced by torch.fx. With
+    scheme.integer_only the model itself changes class, too: it runs as an integer-only network.
 
     Raises ValueError if nothing was converted (silence would look like success), TypeError if the model is quantized
-    already.
+    already, integer_only.UnsupportedError (a ValueError) if the scheme is integer-only and the model has a node that
+    has no step there; the model is then what it was.
     """
     scheme = Scheme.from_name(scheme) if isinstance(scheme, str) else scheme
     if not isinstance(scheme, Scheme):
@@ -95,6 +98,16 @@ def quantize_(model: nn.Module, scheme: Scheme | str, filter_fn: Filter | None =
     for module in model.modules():
         _leave_fused_encoder(module)
     setattr(model, CONVERSION, Conversion(tuple(converted), left, reason))
+    if scheme.integer_only:
+        try:
+            integer_only.attach(model)
+        except integer_only.UnsupportedError:
+            for layer in quantized_layers(model).values():
+                base = ProductLayer if isinstance(layer, ProductLayer) else QuantizedLayer
+                base.release(layer)  # not its own release: the layer has not been trained with statistics of its own
+                change_class(layer, layer.replaces)
+            _clear(model)
+            raise
     return model
 
 
@@ -135,16 +148,22 @@ def dequantize_(model: nn.Module) -> nn.Module:
     if not layers:
         raise TypeError("dequantize_: the model has no quantized layer")
     unfuse_(model)
+    integer_only.detach(model)
     for module in layers:
         float_class = module.release()
         if float_class is not None:
             change_class(module, float_class)
+    _clear(model)
+    return model
+
+
+def _clear(model: nn.Module) -> None:
+    """Take away what quantize_ left on modules beside the classes of layers."""
     for m in model.modules():
         if isinstance(m, nn.TransformerEncoderLayer) and hasattr(m, _FUSED_ENCODER):
             m.activation_relu_or_gelu = vars(m).pop(_FUSED_ENCODER)
     if hasattr(model, CONVERSION):
         delattr(model, CONVERSION)
-    return model
 
 
 def float_state_dict(model: nn.Module) -> dict[str, Tensor]:

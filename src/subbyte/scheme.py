@@ -19,6 +19,8 @@ from .quantizers import AbsMax, Quantizer, ShiftQuant, closest, reject_unknown
 VERSION = 1
 """Of the JSON form. A file with a higher one is refused."""
 
+_KEYS = ["version", "name", "layer", "norm", "first", "last", "overrides", "integer_only"]
+
 NORM_KINDS = ("l1", "l2")
 GRANULARITIES = ("channel", "tensor")
 
@@ -140,6 +142,8 @@ class Scheme:
 
     layer, norm   what layers with a weight, and norms, get
     first, last   the first and the last layer with a weight, in the order of model.modules(); None: as `layer`
+    integer_only  run the whole model as an integer-only network (subbyte.integer_only): every scale a power of two, no
+                  float arithmetic between the input and the logits, nor between their gradient and the Parameters'
     overrides     (pattern, LayerScheme | NormScheme | None) pairs, the first match wins over all of the above. A
                   pattern is a glob over module names, or a regular expression behind "re:"; None leaves it float.
 
@@ -155,6 +159,7 @@ class Scheme:
     first: LayerScheme | None = None
     last: LayerScheme | None = None
     overrides: tuple[tuple[str, LayerScheme | NormScheme | None], ...] = ()
+    integer_only: bool = False
 
     def __post_init__(self) -> None:
         for pattern, scheme in self.overrides:
@@ -223,12 +228,13 @@ class Scheme:
             "first": None if self.first is None else _layer_to_dict(self.first),
             "last": None if self.last is None else _layer_to_dict(self.last),
             "overrides": [{"pattern": p, **_override_to_dict(s)} for p, s in self.overrides],
+            **({"integer_only": True} if self.integer_only else {}),
         }
 
     @staticmethod
     def from_dict(d: dict[str, Any]) -> Scheme:
         """The inverse of to_dict. ValueError for unknown keys, unknown quantizers and newer versions."""
-        _fields_of(d, ["version", "name", "layer", "norm", "first", "last", "overrides"], "a scheme")
+        _fields_of(d, _KEYS, "a scheme")
         version = d.get("version")
         if type(version) is not int or not 1 <= version <= VERSION:
             raise ValueError(f"this scheme has version {version}; this release reads versions up to {VERSION}")
@@ -239,6 +245,7 @@ class Scheme:
             first=None if d.get("first") is None else _layer_from_dict(d["first"]),
             last=None if d.get("last") is None else _layer_from_dict(d["last"]),
             overrides=tuple(_override_from_dict(o) for o in d.get("overrides", [])),
+            integer_only=d.get("integer_only", False),
         )
 
     def to_json(self) -> str:
@@ -293,6 +300,9 @@ class Scheme:
                     scale,
                 )
             )
+        if self.integer_only:
+            out.append(("everywhere", "between layers", "int32", "nearest", "2^e, one for the tensor"))
+            out.append(("everywhere", "scales", "2^e", "up", "powers of two: a change of scale is a shift"))
         return [(*r[:3], "", "") if r[2] == "float" else r for r in out]
 
     def table(self):
@@ -394,3 +404,7 @@ RECIPES: dict[str, Scheme] = {
     "int6": _recipe("int6", 6, ShiftQuant(6, rounding="stochastic", groups=5), saved=6),
     "int4": _recipe("int4", 4, ShiftQuant(4, rounding="stochastic", groups=9), saved=6),
 }
+# A table of its input's codes gives xhat once more, so that nothing narrower is kept for backward.
+RECIPES["int4-integer-only"] = dataclasses.replace(
+    _recipe("int4-integer-only", 4, ShiftQuant(4, rounding="stochastic", groups=9), saved=8), integer_only=True
+)

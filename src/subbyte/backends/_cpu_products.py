@@ -112,24 +112,26 @@ def scaled_matmul(
     return _product("scaled_matmul", *operands, (a_scale, b_scale), bias)
 
 
-def _like(a: Tensor, size: list[int]) -> tuple[Tensor, bool]:
+def _like(a: Tensor, size: list[int], dtype: torch.dtype) -> tuple[Tensor, bool]:
     """(an output of this size in a's memory format, whether its channels lie together), as the op's fake makes it."""
-    out = torch.empty(size, dtype=torch.float32)
+    out = torch.empty(size, dtype=dtype)
     last = a.is_contiguous(memory_format=torch.channels_last) and not a.is_contiguous()
     if last and not out.is_contiguous(memory_format=torch.channels_last):
-        out = torch.empty(size, dtype=torch.float32, memory_format=torch.channels_last)
+        out = torch.empty(size, dtype=dtype, memory_format=torch.channels_last)
     return out, last
 
 
 def _convolution(
-    op: str, kernel, roles: str, left: tuple, right: tuple, length, sizes, out, last, scale, bias, window, ranges=None
+    op: str, kernel, roles: str, left: tuple, right: tuple, length, sizes, size, scale, bias, window, ranges=None
 ) -> Tensor:
     """Call one of the three products. left, right: (codes, shift, bits, signed, max_shift), in the op's order.
 
     roles    which operands they are: of x, w and g
     length   of the reduction
     sizes    n, c, h, w, o, p, q, r, s
-    ranges   float32, one for each channel of `out`: takes the range of each as well
+    size     of the output
+    scale    None: the sums themselves, int32 or int64
+    ranges   float32, one for each channel of the output: takes the range of each as well
     """
     a, ea, fa = left[0], left[1], left[2:]
     b, eb, fb = right[0], right[1], right[2:]
@@ -141,25 +143,34 @@ def _convolution(
     width, axes = _sum_is(fa, fb, length), _REDUCED[roles]
     if width == "too wide" or not _codes_ok(a, b) or not _floats_ok(scale):
         return NotImplemented
-    if scale.ndim != 4 or any(i not in (1, most) for i, most in zip(scale.shape, (*out.shape[:2], 1, 1), strict=True)):
-        return NotImplemented
+    dtype = torch.float32 if scale is not None else getattr(torch, width)
+    # a weight's gradient is contiguous whatever the format of g
+    out, last = (torch.empty(size, dtype=dtype), False) if roles == "gx" else _like(a, size, dtype)
+    most, scale_part = (*out.shape[:2], 1, 1), [0, 0, 0]
+    if scale is not None:
+        if scale.ndim != 4 or any(i not in (1, m) for i, m in zip(scale.shape, most, strict=True)):
+            return NotImplemented
+        steps = [0 if n == 1 else step for n, step in zip(scale.shape[:2], scale.stride()[:2], strict=True)]
+        scale_part = [scale.data_ptr(), *steps]
     try:
         ea, eb = _along(ea, axes[0], a.shape[axes[0]]), _along(eb, axes[1], b.shape[axes[1]])
         bias = _bias(bias, o)
     except ValueError:
         return NotImplemented
-    scale_step = [0 if n == 1 else step for n, step in zip(scale.shape[:2], scale.stride()[:2], strict=True)]
     fields = array(
         "q",
         [
             *(a.data_ptr(), *a.stride(), _address(ea), *fa),
             *(b.data_ptr(), *b.stride(), _address(eb), *fb),
-            *(scale.data_ptr(), *scale_step, _address(bias), out.data_ptr(), last, *sizes),
+            *(*scale_part, _address(bias), out.data_ptr(), last, *sizes),
             *(*stride, *padding, *dilation, groups, width == "int64", _address(ranges)),
         ],
     )
     return out if call(op, kernel, fields.tobytes()) else NotImplemented
 
+
+_OPERANDS = 10
+"""Arguments that describe the two operands of an op."""
 
 _REDUCED = {"xw": (1, 1), "gw": (1, 0), "gx": (0, 0)}
 """The axis of each operand that a product reduces, besides pixels and taps: where a shift may lie."""
@@ -198,11 +209,10 @@ def _conv2d(op, ranges, a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, b
     p, q = (
         (x + 2 * padding[i] - dilation[i] * (k - 1) - 1) // stride[i] + 1 for i, (x, k) in enumerate(((h, r), (w, s)))
     )
-    out, last = _like(a, [n, o, p, q])
     x, weight = (a, a_sh, a_b, a_s, a_e), (b, b_sh, b_b, b_s, b_e)
     sizes, window = (n, c, h, w, o, p, q, r, s), (stride, padding, dilation, groups)
     length = inner * r * s
-    return _convolution(op, _output_kernel, "xw", x, weight, length, sizes, out, last, scale, bias, window, ranges)
+    return _convolution(op, _output_kernel, "xw", x, weight, length, sizes, [n, o, p, q], scale, bias, window, ranges)
 
 
 def _grad_input(
@@ -211,28 +221,39 @@ def _grad_input(
     if a.ndim != 4:  # three spatial dimensions
         return NotImplemented
     (n, c, h, w), (o, _, r, s), (p, q) = size, b.shape, a.shape[2:]
-    out, last = _like(a, size)
     g, weight = (a, a_sh, a_b, a_s, a_e), (b, b_sh, b_b, b_s, b_e)
     sizes, window = (n, c, h, w, o, p, q, r, s), (stride, padding, dilation, groups)
     length = o // groups * r * s
-    return _convolution(op, _grad_input_kernel, "gw", g, weight, length, sizes, out, last, scale, None, window, ranges)
+    return _convolution(op, _grad_input_kernel, "gw", g, weight, length, sizes, size, scale, None, window, ranges)
 
 
-def scaled_conv2d_grad_weight(
-    a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups
-):
+def scaled_conv2d_grad_weight(*args) -> Tensor:
+    return _grad_weight("scaled_conv2d_grad_weight", *args)
+
+
+def int_conv2d(*args) -> Tensor:
+    return _conv2d("int_conv2d", None, *(*args[:_OPERANDS], None, None, *args[_OPERANDS:]))
+
+
+def int_conv2d_grad_input(*args) -> Tensor:
+    return _grad_input("int_conv2d_grad_input", None, *(*args[:_OPERANDS], None, *args[_OPERANDS:]))
+
+
+def int_conv2d_grad_weight(*args) -> Tensor:
+    return _grad_weight("int_conv2d_grad_weight", *(*args[:_OPERANDS], None, *args[_OPERANDS:]))
+
+
+def _grad_weight(op, a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups):
     if a.ndim != 4:  # three spatial dimensions
         return NotImplemented
     (n, c, h, w), (o, _, r, s), (p, q) = b.shape, size, a.shape[2:]
-    out = torch.empty(size, dtype=torch.float32)
     g, x = (a, a_sh, a_b, a_s, a_e), (b, b_sh, b_b, b_s, b_e)
     sizes, window = (n, c, h, w, o, p, q, r, s), (stride, padding, dilation, groups)
-    name, length = "scaled_conv2d_grad_weight", n * p * q
-    return _convolution(name, _grad_weight_kernel, "gx", g, x, length, sizes, out, False, scale, None, window)
+    return _convolution(op, _grad_weight_kernel, "gx", g, x, n * p * q, sizes, size, scale, None, window)
 
 
 OPS = (
     *(int_matmul, scaled_matmul),
     *(scaled_conv2d, scaled_conv2d_amax, scaled_conv2d_grad_input, scaled_conv2d_grad_input_amax),
-    scaled_conv2d_grad_weight,
+    *(scaled_conv2d_grad_weight, int_conv2d, int_conv2d_grad_input, int_conv2d_grad_weight),
 )

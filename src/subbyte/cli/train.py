@@ -22,7 +22,7 @@ def command(
     stem: Annotated[str | None, typer.Option(help="A ResNet's stem: cifar or imagenet.")] = None,
     scheme: Annotated[
         str | None,
-        typer.Option(help="float, int8, int6, int4 (default) or a .json file; see `subbyte schemes`."),
+        typer.Option(help="float, int8, int6, int4 (default), int4-integer-only or a .json file: `subbyte schemes`."),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
     data_dir: DataDirOption = None,
@@ -30,7 +30,7 @@ def command(
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness [0].")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images in a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="The highest learning rate.")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="sgd, adamw, adamw8bit or adamw4bit (few-bit state).")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="sgd, integer-sgd, adamw, adamw8bit, adamw4bit.")] = None,
     momentum: Annotated[float | None, typer.Option(help="SGD's momentum, AdamW's beta1.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Not for biases and norm layers.")] = None,
     schedule: Annotated[str | None, typer.Option(help="cosine, onecycle or constant.")] = None,

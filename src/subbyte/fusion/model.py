@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..integer_only import IntegerOnly
 from ..nn import QuantizedLayer
 from .graph import compiled, traced
 from .run import Plan, has_hooks
@@ -56,13 +57,15 @@ def fuse_(model: nn.Module, example_input: Any = None) -> nn.Module:
     that torch.fx cannot trace is fused part by part. `model.subbyte_fusion` lists chains and what was left, with why;
     unfuse_ takes it back. quantize_ goes first.
 
-    Raises TypeError if no layer is quantized or the model is fused already, NothingToFuse (a ValueError) where no chain
-    is found.
+    Raises TypeError if no layer is quantized, the model is fused already or an integer-only network (which is one step
+    as a whole), NothingToFuse (a ValueError) where no chain is found.
     """
     if not any(isinstance(m, QuantizedLayer) for m in model.modules()):
         raise TypeError("fuse_: the model has no quantized layer; quantize_ it first")
     if any(isinstance(m, FusedForward) for m in model.modules()):
         raise TypeError("fuse_: the model is fused already; unfuse_ it first")
+    if any(isinstance(m, IntegerOnly) for m in model.modules()):
+        raise TypeError("fuse_: an integer-only network is one step as a whole already; there are no chains to fuse")
     chains: list[Plan] = []
     left: dict[str, str] = {}
     for prefix, part in _parts(model, ""):

@@ -12,11 +12,14 @@ from .conv import (
     conv2d_grad_weight,
 )
 from .dispatch import BackendError, last_kernel, note, recording, registered, use_backend
-from .matmul import ContractError, matmul, matmul_accumulators
+from .integer_conv import int_conv2d, int_conv2d_grad_input, int_conv2d_grad_weight
+from .integers import SUM_BITS, int_amax, int_lookup, int_norm_grad, int_quantize
+from .matmul import ContractError, int_matmul, matmul, matmul_accumulators
 from .quantize import WHOLE, amax, narrow, pack, packed_bytes, quantize, unpack
 
 __all__ = [
     "CHANNEL",
+    "SUM_BITS",
     "WHOLE",
     "BackendError",
     "ContractError",
@@ -29,6 +32,14 @@ __all__ = [
     "conv2d_grad_input",
     "conv2d_grad_input_amax",
     "conv2d_grad_weight",
+    "int_amax",
+    "int_conv2d",
+    "int_conv2d_grad_input",
+    "int_conv2d_grad_weight",
+    "int_lookup",
+    "int_matmul",
+    "int_norm_grad",
+    "int_quantize",
     "last_kernel",
     "matmul",
     "matmul_accumulators",

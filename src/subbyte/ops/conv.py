@@ -86,6 +86,13 @@ def _scaled_conv2d_fake(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, b
 @op(f"({_OUTPUT} -> Tensor", _scaled_conv2d_fake)
 def scaled_conv2d(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, stride, padding, dilation, groups):
     """y = float32(acc) * scale + bias, acc = conv(x, w) << E_a + E_b. a = x, b = w; scale broadcasts to y; bias (O)."""
+    acc = output_sums(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, stride, padding, dilation, groups)
+    bias = None if bias is None else bias.view(1, -1, *[1] * len(stride))
+    return exact.epilogue(acc, scale, bias).contiguous(memory_format=memory_format(a))
+
+
+def output_sums(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, stride, padding, dilation, groups) -> Tensor:
+    """acc of scaled_conv2d, exact in a float dtype or int64."""
     unit = _unit(a_b, a_s, a_e, b_b, b_s, b_e) * math.prod(b.shape[2:])
     width = b.shape[1]
     dtype, limit = _dtype(unit, a.device)
@@ -96,9 +103,7 @@ def scaled_conv2d(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, s
         ws = _of_each_group(w, 1, 1, cs)
         return torch.convolution(xs, ws, None, stride, padding, dilation, False, [0] * len(stride), groups)
 
-    acc = exact.chunked_sum(width, unit, limit, part)
-    bias = None if bias is None else bias.view(1, -1, *[1] * len(stride))
-    return exact.epilogue(acc, scale, bias).contiguous(memory_format=_format(a))
+    return exact.chunked_sum(width, unit, limit, part)
 
 
 def _grad_input_fake(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups):
@@ -110,6 +115,12 @@ def scaled_conv2d_grad_input(
     a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups
 ):
     """dx = float32(acc) * scale, acc = conv_transpose(g, w) << E_a + E_b. a = g, b = w, size = x's shape."""
+    acc = grad_input_sums(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, size, stride, padding, dilation, groups)
+    return exact.epilogue(acc, scale, None).contiguous(memory_format=memory_format(a))
+
+
+def grad_input_sums(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, size, stride, padding, dilation, groups) -> Tensor:
+    """acc of scaled_conv2d_grad_input, exact in a float dtype or int64."""
     unit = _unit(a_b, a_s, a_e, b_b, b_s, b_e) * math.prod(b.shape[2:])
     width = b.shape[0] // groups
     dtype, limit = _dtype(unit, a.device)
@@ -119,8 +130,7 @@ def scaled_conv2d_grad_input(
         gs, ws = _of_each_group(g, 1, groups, os), _of_each_group(w, 0, groups, os)
         return _backward(gs, gs.new_zeros(()).expand(size), ws, stride, padding, dilation, groups, 0)
 
-    acc = exact.chunked_sum(width, unit, limit, part)
-    return exact.epilogue(acc, scale, None).contiguous(memory_format=_format(a))
+    return exact.chunked_sum(width, unit, limit, part)
 
 
 def _grad_weight_fake(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups):
@@ -132,6 +142,12 @@ def scaled_conv2d_grad_weight(
     a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups
 ):
     """dw = float32(acc) * scale, acc = sum_n conv(x_n, g_n) << E_a + E_b. a = g, b = x, size = w's shape."""
+    acc = grad_weight_sums(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, size, stride, padding, dilation, groups)
+    return exact.epilogue(acc, scale, None).contiguous()
+
+
+def grad_weight_sums(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, size, stride, padding, dilation, groups) -> Tensor:
+    """acc of scaled_conv2d_grad_weight, exact in a float dtype or int64."""
     unit = _unit(a_b, a_s, a_e, b_b, b_s, b_e) * math.prod(a.shape[2:])
     dtype, limit = _dtype(unit, a.device)
     g, x = exact.shifted(a, a_sh, a_e, dtype), exact.shifted(b, b_sh, b_e, dtype)
@@ -139,8 +155,7 @@ def scaled_conv2d_grad_weight(
     def part(ns: slice) -> Tensor:
         return _backward(g[ns], x[ns], g.new_zeros(()).expand(size), stride, padding, dilation, groups, 1)
 
-    acc = exact.chunked_sum(a.shape[0], unit, limit, part)
-    return exact.epilogue(acc, scale, None).contiguous()
+    return exact.chunked_sum(a.shape[0], unit, limit, part)
 
 
 def _with_range_fake(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,13 +210,14 @@ def _dtype(unit: int, device: torch.device) -> tuple[torch.dtype, int]:
     return torch.float64, exact.FLOAT64_LIMIT
 
 
-def _format(t: Tensor) -> torch.memory_format:
+def memory_format(t: Tensor) -> torch.memory_format:
+    """channels_last for a tensor that has it and no other, contiguous for the rest: what becomes of t keeps it."""
     last = torch.channels_last_3d if t.ndim == 5 else torch.channels_last
     return last if t.is_contiguous(memory_format=last) and not t.is_contiguous() else torch.contiguous_format
 
 
 def _like(a: Tensor, size) -> Tensor:
-    return torch.empty(size, dtype=torch.float32, device=a.device).contiguous(memory_format=_format(a))
+    return torch.empty(size, dtype=torch.float32, device=a.device).contiguous(memory_format=memory_format(a))
 
 
 # ------------------------------------------------------------------------------------------ on QTensors: the contract

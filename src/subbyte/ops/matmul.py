@@ -25,21 +25,22 @@ _OPERANDS = (
 )
 
 
-def _accumulator_dtype(a, a_bits, a_signed, a_max_shift, b_bits, b_signed, b_max_shift) -> torch.dtype:
+def sum_dtype(a_bits, a_signed, a_max_shift, b_bits, b_signed, b_max_shift, length: int) -> torch.dtype:
+    """int32 where it holds every sum of `length` products of these codes, otherwise int64."""
     fmt_a, fmt_b = IntFormat(a_bits, a_signed), IntFormat(b_bits, b_signed)
-    fits = accumulator_bits(fmt_a, fmt_b, a.shape[-1], a_max_shift + b_max_shift) <= 32
+    fits = accumulator_bits(fmt_a, fmt_b, length, a_max_shift + b_max_shift) <= 32
     return torch.int32 if fits else torch.int64
 
 
 def _int_matmul_fake(a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift):
-    dtype = _accumulator_dtype(a, a_bits, a_signed, a_max_shift, b_bits, b_signed, b_max_shift)
+    dtype = sum_dtype(a_bits, a_signed, a_max_shift, b_bits, b_signed, b_max_shift, a.shape[-1])
     return a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=dtype)
 
 
 @op(f"({_OPERANDS}) -> Tensor", _int_matmul_fake)
 def int_matmul(a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift) -> Tensor:
     """acc[m,n] = sum_k a[m,k] b[k,n] 2^(E_a - e_a[k] + E_b - e_b[k]), exact: int32, or int64 if over 32 bits."""
-    dtype = _accumulator_dtype(a, a_bits, a_signed, a_max_shift, b_bits, b_signed, b_max_shift)
+    dtype = sum_dtype(a_bits, a_signed, a_max_shift, b_bits, b_signed, b_max_shift, a.shape[-1])
     fmt_a, fmt_b = IntFormat(a_bits, a_signed), IntFormat(b_bits, b_signed)
     return _accumulate(a, a_shift, fmt_a, a_max_shift, b, b_shift, fmt_b, b_max_shift).to(dtype)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG_VERSION = 1
-OPTIMIZERS = ("sgd", "adamw", "adamw8bit", "adamw4bit")  # the last two: their state in 8 and 4 bits
+OPTIMIZERS = ("sgd", "integer-sgd", "adamw", "adamw8bit", "adamw4bit")  # the last two: their state in 8 and 4 bits
 SCHEDULES = ("cosine", "onecycle", "constant")
 DEFAULT_TASK = "digits"
 DEFAULT_SCHEME = "int4"
@@ -55,11 +55,12 @@ class Config:
     """The settings of one training run; `Config.for_task` fills in a task's defaults.
 
     lr is the highest rate of the schedule, reached after warmup_epochs (a fraction is allowed). momentum is SGD's
-    momentum or AdamW's beta1. weight_decay acts on parameters with two or more axes: not on biases or norm layers.
-    scheme is `Scheme.to_dict()`. stem is a ResNet's (None: by the image size), augment the augmentation's name (None:
-    the data set's own), image_size the pixels a side of an imagefolder (None: 224). device is a torch device, threads
-    the CPU threads of torch (0: torch's own choice, replaced by the number when the run begins). A metrics row is
-    written every log_every steps and each epoch.
+    momentum or AdamW's beta1. optimizer integer-sgd is optim.IntegerSGD, the default of an integer-only scheme: it
+    takes lr and weight_decay to the nearest power of two. weight_decay acts on parameters with two or more axes: not on
+    biases or norm layers. scheme is `Scheme.to_dict()`. stem is a ResNet's (None: by the image size), augment the
+    augmentation's name (None: the data set's own), image_size the pixels a side of an imagefolder (None: 224). device
+    is a torch device, threads the CPU threads of torch (0: torch's own choice, replaced by the number when the run
+    begins). A metrics row is written every log_every steps and each epoch.
 
     >>> Config.for_task("digits", seed=1) == Config.from_json(Config.for_task("digits", seed=1).to_json())
     True
@@ -152,6 +153,8 @@ class Config:
             raise ValueError(f"unknown task '{task}'; {closest(task, _TASK_DEFAULTS)}")
         given = {name: value for name, value in overrides.items() if value is not None}
         settings: dict[str, Any] = {"task": task, **_TASK_DEFAULTS[task]}
+        if given.get("scheme", {}).get("integer_only"):
+            settings["optimizer"] = "integer-sgd"
         if given.get("optimizer", "").startswith("adamw"):
             settings.update(_ADAMW_DEFAULTS)
         if given.get("momentum") == 0:

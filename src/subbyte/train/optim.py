@@ -1,7 +1,7 @@
 """The optimizer and the schedule a Config names, and their state as flat tensors keyed by parameter name.
 
-Not here: anything about integers. Parameters are ordinary float tensors, so any optimizer serves; those that keep their
-state in few bits are in lowbit.py.
+Parameters are ordinary float tensors, so any optimizer serves every scheme; those that keep their state in few bits are
+in lowbit.py, IntegerSGD is subbyte.optim's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
+from subbyte.optim import IntegerSGD
 from subbyte.train.config import Config
 from subbyte.train.lowbit import flatten, make_low_bit, unflatten
 
@@ -37,14 +38,15 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def make_optimizer(model: nn.Module, config: Config) -> torch.optim.Optimizer:
-    """SGD or a form of AdamW over the model's parameters."""
+    """SGD, IntegerSGD or a form of AdamW over the model's parameters."""
     groups = parameter_groups(model, config.weight_decay)
     if config.is_adamw:
         settings: dict[str, Any] = dict(lr=config.lr, betas=(config.momentum, 0.999))
         if config.optimizer == "adamw":
             return torch.optim.AdamW(groups, **settings)
         return make_low_bit(config.optimizer, groups, **settings)
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    sgd = IntegerSGD if config.optimizer == "integer-sgd" else torch.optim.SGD
+    return sgd(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, config: Config, steps_per_epoch: int) -> lr_scheduler.LRScheduler:

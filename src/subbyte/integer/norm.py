@@ -1,8 +1,4 @@
-"""The integer-only mode: what numerics.py rounds through floats, in integers alone. NORMATIVE; the RTL computes it.
-
-Every scale is a power of two, so that a change of scale is one rounding right shift of an accumulator:
-
-    tensor = codes * 2^exponent        codes of an IntFormat, exponent a Python int or an int tensor
+"""L1 statistics of codes and what they divide by, in integers alone. NORMATIVE; the RTL computes it.
 
 Widths in bits, signs included, for codes of b <= 8 bits and a statistic over n <= MAX_COUNT elements, k = ceil(log2 n):
 
@@ -19,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import numerics
-from .numerics import IntFormat
+from ..numerics import IntFormat
+from .shifts import requantize
 
 L1_FACTOR_BITS = 14
 L1_FACTOR_FIXED = 20533
@@ -31,33 +27,6 @@ MAX_COUNT = 1 << 19
 
 RECIPROCAL_BITS = 16
 """Significant bits of the reciprocal of a deviation: twice those of an 8-bit code."""
-
-
-def shift_to_fit(largest: Tensor, fmt: IntFormat) -> Tensor:
-    """The smallest n >= 0 with largest <= Q 2^n: how far an accumulator must be shifted to become a code.
-
-    largest: max |acc|, int64 tensor of any shape -> int64, by comparison with every Q 2^n.
-
-    >>> shift_to_fit(torch.tensor([0, 7, 8, 14, 15]), IntFormat(4)).tolist()
-    [0, 0, 1, 1, 2]
-    """
-    ladder = fmt.qmax << torch.arange(63 - fmt.bits, dtype=torch.int64, device=largest.device)
-    return (largest.to(torch.int64).unsqueeze(-1) > ladder).sum(-1)
-
-
-def requantize(acc: Tensor, shift: int, fmt: IntFormat, r16: Tensor | None = None) -> Tensor:
-    """code = clamp(acc / 2^shift, qmin, qmax), rounded half to even, or stochastically by r16 in 0..65535. -> fmt.dtype
-
-    The exponent of the tensor grows by shift. acc: any signed integer dtype with 2^(shift - 1) of headroom.
-
-    >>> requantize(torch.tensor([40, 24, -100, 7]), 4, IntFormat(4)).tolist()
-    [2, 2, -6, 0]
-    """
-    if r16 is None:
-        v = numerics.shift_right_nearest(acc, shift)
-    else:
-        v = numerics.shift_right_stochastic(acc, shift, r16)
-    return v.clamp(fmt.qmin, fmt.qmax).to(fmt.dtype)
 
 
 def l1_statistics(q: Tensor, dims: list[int]) -> tuple[Tensor, Tensor, int]:

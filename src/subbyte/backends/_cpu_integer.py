@@ -1,0 +1,83 @@
+"""The passes of the integer-only mode on the C++ kernels."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..numerics import IntFormat
+from ._cpu_call import call
+from ._native import INT, INT64, POINTER, function
+
+_SHAPE = (INT64, INT64, INT64)  # outer, channels, inner
+
+_amax = function("sb_int_amax", POINTER, *_SHAPE, POINTER, INT)
+_quantize = function("sb_int_quantize", POINTER, *_SHAPE, POINTER, POINTER, INT, INT, POINTER, INT)
+_lookup = function("sb_int_lookup", POINTER, INT, *_SHAPE, POINTER, INT, POINTER, INT)
+_norm_grad = function("sb_int_norm_grad", POINTER, POINTER, *_SHAPE, INT, POINTER, POINTER, POINTER, INT, POINTER, INT)
+
+
+def int_amax(x: Tensor, axis: int) -> Tensor:
+    if not _are(torch.int32, x) or axis not in (-1, 1):
+        return NotImplemented
+    x = x.contiguous()
+    largest = torch.zeros([n if i == axis else 1 for i, n in enumerate(x.shape)], dtype=torch.int64)
+    done = call("int_amax", _amax, x.data_ptr(), *_shape(x, axis == 1), largest.data_ptr())
+    return largest if done else NotImplemented
+
+
+def int_quantize(x: Tensor, shift: Tensor, stream: Tensor | None, bits: int, signed: bool) -> Tensor:
+    by_channel = shift.numel() > 1
+    on_cpu = stream is None or stream.device.type == "cpu"
+    if not _are(torch.int32, x, shift) or not on_cpu or (by_channel and not _is_channels(shift, x)):
+        return NotImplemented
+    x, shift, fmt = x.contiguous(), shift.contiguous(), IntFormat(bits, signed)
+    codes = torch.empty(x.shape, dtype=fmt.dtype)
+    source = None if stream is None else stream.data_ptr()
+    operands = (x.data_ptr(), *_shape(x, by_channel), shift.data_ptr(), source)
+    return codes if call("int_quantize", _quantize, *operands, fmt.qmin, fmt.qmax, codes.data_ptr()) else NotImplemented
+
+
+def int_lookup(codes: Tensor, table: Tensor) -> Tensor:
+    signed = codes.dtype == torch.int8
+    if not (signed or codes.dtype == torch.uint8) or table.dtype not in (torch.int8, torch.int32):
+        return NotImplemented
+    if not _are(codes.dtype, codes) or not _are(table.dtype, table) or table.shape != (codes.shape[1], 256):
+        return NotImplemented
+    codes, table = codes.contiguous(), table.contiguous()
+    out = torch.empty(codes.shape, dtype=table.dtype)
+    operands = (codes.data_ptr(), signed, *_shape(codes, True), table.data_ptr(), table.dtype == torch.int8)
+    return out if call("int_lookup", _lookup, *operands, out.data_ptr()) else NotImplemented
+
+
+def int_norm_grad(g: Tensor, k: Tensor, u: Tensor, v: Tensor, a: Tensor, shift: Tensor, fraction: int) -> Tensor:
+    each = (g.shape[1],)
+    if not _are(torch.int8, g, k) or not _are(torch.int32, u, v) or not _are(torch.int64, a) or g.shape != k.shape:
+        return NotImplemented
+    if not u.shape == v.shape == a.shape == each:
+        return NotImplemented
+    g, k, u, v, a = (t.contiguous() for t in (g, k, u, v, a))
+    dx = torch.empty(g.shape, dtype=torch.int32)
+    coefficients = (u.data_ptr(), v.data_ptr(), a.data_ptr(), int(shift))
+    operands = (g.data_ptr(), k.data_ptr(), *_shape(g, True), fraction, *coefficients)
+    return dx if call("int_norm_grad", _norm_grad, *operands, dx.data_ptr()) else NotImplemented
+
+
+def _are(dtype: torch.dtype, *tensors: Tensor) -> bool:
+    return all(t.device.type == "cpu" and t.dtype == dtype for t in tensors)
+
+
+def _is_channels(shift: Tensor, x: Tensor) -> bool:
+    return shift.ndim == x.ndim > 1 and shift.numel() == shift.shape[1] == x.shape[1]
+
+
+def _shape(x: Tensor, by_channel: bool) -> tuple[int, int, int]:
+    """(outer, channels, inner) of a contiguous x."""
+    if not by_channel:
+        return 1, 1, x.numel()
+    return x.shape[0], x.shape[1], math.prod(x.shape[2:])
+
+
+OPS = (int_amax, int_quantize, int_lookup, int_norm_grad)
