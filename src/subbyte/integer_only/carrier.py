@@ -18,6 +18,11 @@ from ..qtensor import QTensor
 LIMIT = 1 << ops.SUM_BITS
 """|codes| of an IntTensor stay at or below this, so that rounding shifts and the sum of two stay in 32 bits."""
 
+CLIPPED_BITS = 4
+"""Weights and activations of so few bits may be clipped at 0.71 of their range; gradients never are."""
+
+_HALF_OCTAVE = 181  # 2^8 / sqrt(2)
+
 
 @dataclass(frozen=True)
 class IntTensor:
@@ -97,10 +102,14 @@ def carry(sums: Tensor, exponent: Tensor, bound: int) -> IntTensor:
 def quantize(t: IntTensor, fmt: IntFormat, stream: Tensor | None = None, groups: int = 1) -> Operand:
     """Codes of the format with the base scale 2^ceil(log2(R / Q)); stream: round stochastically by it.
 
+    Where rounding is to nearest and bits are few (CLIPPED_BITS) it is 2^ceil(log2(R / (sqrt(2) Q))): half of all ranges
+    would otherwise use fewer than 0.71 Q of the codes, and what is cut off instead are the outliers above 0.71 R.
     groups > 1: ShiftQuant. Channel k of axis 1 has the scale 2^(base - e(k)), e(k) the largest exponent below `groups`
     for which nothing in the channel is clipped: a comparison of integers.
     """
     largest = ops.int_amax(t.codes, 1 if groups > 1 else ops.WHOLE)
+    if stream is None and fmt.bits <= CLIPPED_BITS:
+        largest = (largest * _HALF_OCTAVE) >> 8
     needed = integer.shift_to_fit(largest, fmt).to(torch.int32)
     base = needed.amax().view([1] * needed.ndim) if needed.numel() else needed.new_zeros([1] * needed.ndim)
     e = (base - needed).clamp(max=groups - 1)
@@ -153,7 +162,7 @@ def reciprocal(n: int) -> tuple[int, int]:
     """(factor, bits) with factor 2^-bits = 1 / n to 15 bits, exactly where n is a power of two.
 
     >>> reciprocal(49), reciprocal(64)
-    ((21399, 20), (16384, 20))
+    ((21400, 20), (16384, 20))
     """
     bits = 14 + (n - 1).bit_length()
     return ((1 << bits) + n // 2) // n, bits
