@@ -68,7 +68,7 @@ def finished(tmp_path_factory) -> Path:
 # The same bits again
 
 
-@pytest.mark.parametrize("scheme", ["float", "int4"])
+@pytest.mark.parametrize("scheme", ["float", "int4", "int4-integer-only"])
 def test_same_command_twice_gives_identical_checkpoints(tmp_path, scheme):
     config = digits(scheme, epochs=1, batch_size=256)
     for name in "ab":
@@ -84,7 +84,11 @@ def test_another_seed_gives_other_weights(tmp_path, finished):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "optimizer"), [("float", "adamw"), ("int4", "sgd"), ("int4", "adamw8bit"), ("int4", "adamw4bit")]
+    ("scheme", "optimizer"),
+    [
+        *(("float", "adamw"), ("int4", "sgd"), ("int4", "adamw8bit"), ("int4", "adamw4bit")),
+        ("int4-integer-only", "integer-sgd"),
+    ],
 )
 def test_kill_in_the_middle_of_an_epoch_then_resume_equals_undisturbed(tmp_path, scheme, optimizer):
     settings = {"optimizer": optimizer, "batch_size": 64, "log_every": 4}

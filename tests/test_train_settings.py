@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from subbyte.optim import IntegerSGD
 from subbyte.scheme import Scheme
 from subbyte.train import Config
 from subbyte.train.optim import (
@@ -55,6 +56,16 @@ def test_optimizer_state_round_trip(name):
     step(a, first)
     step(b, second)
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+
+
+def test_an_integer_only_scheme_takes_the_integer_optimizer_unless_another_is_asked_for():
+    scheme = Scheme.from_name("int4-integer-only").to_dict()
+    assert Config.for_task("digits", scheme=scheme).optimizer == "integer-sgd"
+    assert Config.for_task("digits", scheme=scheme, optimizer="adamw").optimizer == "adamw"
+    assert Config.for_task("digits", scheme=Scheme.from_name("int4").to_dict()).optimizer == "sgd"
+    optimizer = make_optimizer(nn.Linear(2, 3), digits(optimizer="integer-sgd"))
+    assert isinstance(optimizer, IntegerSGD)
+    assert [g["weight_decay"] > 0 for g in optimizer.param_groups] == [True, False]
 
 
 def test_decay_spares_norm_and_bias():

@@ -108,9 +108,9 @@ class IntegerSGD(Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(p, dtype=torch.int16)
                     state["momentum_exponent"] = torch.full((), _EMPTY, dtype=torch.int32, device=p.device)
-                    state["stream"] = draw_stream(1, p.device).view(())
-                    state["step"] = torch.zeros((), dtype=torch.int64)
-                stream = state["stream"] + 2 * int(state["step"])
+                    state["stream"] = draw_stream(1, p.device)
+                    state["step"] = 0
+                stream = state["stream"].view(()) + state["step"]
                 v = state["momentum"], state["momentum_exponent"]
                 w, v = update(p, p.grad, *v, stream, rate, factor, decay, group["nesterov"])
                 p.copy_(w)
@@ -124,8 +124,7 @@ class IntegerSGD(Optimizer):
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
         for i, p in zip(saved, (p for group in self.param_groups for p in group["params"])):
             for key, value in state_dict["state"].get(i, {}).items():
-                device = torch.device("cpu") if key == "step" else p.device
-                self.state[p][key] = deepcopy(value).to(device) if isinstance(value, Tensor) else value
+                self.state[p][key] = deepcopy(value).to(p.device) if isinstance(value, Tensor) else value
 
 
 def update(
@@ -141,16 +140,17 @@ def update(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """(w, (momentum, its exponent)) after one step. w, g float32; rate, decay: k and j, None for 0; factor: m.
 
-    The two roundings take the streams `stream` and `stream + 1`.
+    The two roundings share the numbers of `stream`: the first w.numel() are the momentum's.
     """
+    r16 = random_bits16(stream, 2 * w.numel()).view(2, *w.shape)
     wide_w, d = _Number.of(w), _Number.of(g)
     if decay is not None:
         d = d + wide_w.times_power(-decay)
-    v = (d + _Number(momentum.to(torch.int64), momentum_e, MOMENTUM_BITS).times(factor)).rounded(MOMENTUM_BITS, stream)
+    v = (d + _Number(momentum.to(torch.int64), momentum_e, MOMENTUM_BITS).times(factor)).rounded(MOMENTUM_BITS, r16[0])
     u = d + v.times(factor) if nesterov else v
     if rate is not None:
         wide_w = wide_w + _Number(-u.codes, u.exponent, u.bits).times_power(-rate)
-    new = wide_w.rounded(WEIGHT_BITS, stream + 1)
+    new = wide_w.rounded(WEIGHT_BITS, r16[1])
     return integer.to_float(new.codes, new.exponent), (v.codes.to(torch.int16), v.exponent)
 
 
@@ -181,11 +181,10 @@ class _Number:
         codes = integer.shift_by(self.codes, e - self.exponent) + integer.shift_by(other.codes, e - other.exponent)
         return _Number(codes, e, SUM_BITS)
 
-    def rounded(self, bits: int, stream: Tensor) -> _Number:
+    def rounded(self, bits: int, r16: Tensor) -> _Number:
         """Integers of `bits` bits with the finest exponent that holds the largest one, stochastically."""
         largest = self.codes.abs().amax()
         drop = integer.shift_to_bits(largest, bits)
-        r16 = random_bits16(stream, self.codes.numel()).view(self.codes.shape)
         top = (1 << (bits - 1)) - 1
         codes = integer.right_stochastic(self.codes, drop, r16).clamp(-top, top)
         e = self.exponent + drop.to(torch.int32)

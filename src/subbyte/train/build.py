@@ -50,8 +50,9 @@ def build_model(config: Config, info: data.DatasetInfo) -> nn.Module:
     scheme = Scheme.from_dict(config.scheme)
     if not scheme.is_torch:
         quantize_(model, scheme)
-        with contextlib.suppress(NothingToFuse):
-            fuse_(model)
+        if not scheme.integer_only:  # which is one step as a whole
+            with contextlib.suppress(NothingToFuse):
+                fuse_(model)
     return model.to(check_device(config.device))
 
 
