@@ -33,19 +33,18 @@ bool fits_in_32_bits(i64 count, const i64* total, i64 n) {
 
 // Operands of the norm by slot, and the narrowing of k.
 struct Norm {
-    std::vector<i32> total, gamma;
-    std::vector<float> factor, scale, beta;
+    std::vector<i32> total;
+    std::vector<float> factor, gamma, scale, beta;
     NormOperands operands;
 
     Norm(const Norm&) = delete;  // the operands point into the vectors
     Norm(
         const Strips& strips, Values<i64> totals, Values<float> factors, Values<i8> gammas, Values<float> scales,
         Values<float> betas, i64 count, int bits, int saved_bits)
-        : total(totals.spread<i32>(strips)), gamma(gammas.spread<i32>(strips)), factor(factors.spread<float>(strips)),
-          scale(scales.spread<float>(strips)), beta(betas.spread<float>(strips)) {
-        const i32 drop = saved_bits < bits ? bits - saved_bits : 0;
-        const Narrowing saved{
-            drop, drop ? (1 << (drop - 1)) - 1 : 0, drop ? 1 : 0, drop ? (1 << (saved_bits - 1)) - 1 : 127};
+        : total(totals.spread<i32>(strips)), factor(factors.spread<float>(strips)),
+          gamma(gammas.spread<float>(strips)), scale(scales.spread<float>(strips)), beta(betas.spread<float>(strips)) {
+        const int drop = std::max(bits - saved_bits, 0);
+        const Narrowing saved{1.0f / (1 << drop), drop ? (1 << (saved_bits - 1)) - 1.0f : 127.0f};
         operands = {total.data(), factor.data(), gamma.data(), scale.data(), beta.data(), static_cast<i32>(count),
                     ((1 << (bits - 1)) - 1) * kOne, saved};
     }

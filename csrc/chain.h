@@ -8,16 +8,15 @@
 
 namespace sb {
 
-// k -> min(max((k + below_half + (k >> drop & odd)) >> drop, -high), high): narrow_codes; the identity with drop 0
+// k -> rint(k unit), clamped to +-high, with unit = 2^-drop: narrow_codes
 struct Narrowing {
-    i32 drop, below_half, odd, high;
+    float unit, high;
 };
 
 struct NormOperands {
     const i32* total;
     const float* factor;
-    const i32* gamma;
-    const float *scale, *beta;
+    const float *gamma, *scale, *beta;
     i32 count;
     float high;  // of k, in fixed point
     Narrowing saved;

@@ -27,12 +27,12 @@ template <class Tile>
 void unpacked_tiles(const Strips& strips, i64 n, const u8* packed, int bits, int workers, const Tile& tile) {
     const PackKernels& unpack = *unpack_op.best().table;
     const i64 most = strips.tile(kTile), group = std::max<i64>(1, kBlock / most);
+    std::vector<Unpacked> codes = Unpacked::for_workers(workers, unpack, packed, bits, most);
     parallel(workers, ceil_div(n, most * group), [&](i64 task, int worker) {
-        Unpacked codes(unpack, packed, bits, most);
         const i64 stop = std::min((task + 1) * group * most, n);
         for (i64 begin = task * group * most; begin < stop; begin += most) {
             const i64 end = std::min(begin + most, stop);
-            tile(begin, end, packed ? codes.span(begin, end) : nullptr, worker);
+            tile(begin, end, packed ? codes[worker].span(begin, end) : nullptr, worker);
         }
     });
 }
@@ -85,9 +85,10 @@ SB_EXPORT const char* sb_relu_grad_quantize(
     const std::vector<float> inv = inverse_steps(strips, {r, ranges}, {nullptr, 0}, high);
     const Draws draws(*draw_op.best().table, stream, n, order, strips.tile(kTile));
     will_fill(codes, n);
-    draws.each(useful_threads(threads, n, kGrain), [&](i64 begin, i64 end, const u16* bits) {
-        Unpacked passes(unpack, mask, 1, end - begin);
-        const u8* tile = mask ? reinterpret_cast<const u8*>(passes.span(begin, end)) : nullptr;
+    const int workers = useful_threads(threads, n, kGrain);
+    std::vector<Unpacked> passes = Unpacked::for_workers(workers, unpack, mask, 1, draws.largest());
+    draws.each(workers, [&](i64 begin, i64 end, const u16* bits, int w) {
+        const u8* tile = mask ? reinterpret_cast<const u8*>(passes[w].span(begin, end)) : nullptr;
         strips.visit(begin, end, [&](i64 at, i64 rows, i64 columns, i64 slot) {
             kernel.table->relu_grad_quantize(
                 g + at, tile ? tile + (at - begin) : nullptr, inv.data() + slot, high, bits + (at - begin), rows,
@@ -158,9 +159,10 @@ SB_EXPORT const char* sb_norm_grad_codes(
     const GradOperands operands{gamma_of.data(), a_of.data(), u_of.data(), v_of.data(), t_of.data()};
     const Draws draws(*draw_op.best().table, stream, n, order, strips.tile(kTile));
     will_fill(codes, n);
-    draws.each(useful_threads(threads, n, kGrain), [&](i64 begin, i64 end, const u16* bits) {
-        Unpacked ks(unpack, saved, saved_bits, end - begin);
-        const i8* k = ks.span(begin, end);
+    const int workers = useful_threads(threads, n, kGrain);
+    std::vector<Unpacked> ks = Unpacked::for_workers(workers, unpack, saved, saved_bits, draws.largest());
+    draws.each(workers, [&](i64 begin, i64 end, const u16* bits, int w) {
+        const i8* k = ks[w].span(begin, end);
         strips.visit(begin, end, [&](i64 at, i64 rows, i64 columns, i64 slot) {
             kernel.table->norm_grad_codes(
                 g + at, k + (at - begin), operands, slot, inv.data(), high, bits ? bits + (at - begin) : nullptr, rows,

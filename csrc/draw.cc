@@ -38,9 +38,8 @@ void Draws::draw(const Span& s, u16* r) const {
     const i64 first = s.image * channels * pixels + s.pixel;  // logical index of channel 0
     const i64 count = (s.end - s.begin) / channels;
     if (pixels % 4 == 0) {
-        for (i64 j = 0; j < count; j += 4)
-            kernel_.random_pixels(
-                stream_, static_cast<u64>((first + j) / 4), static_cast<u64>(pixels / 4), channels, r + j * channels);
+        kernel_.random_pixels(
+            stream_, static_cast<u64>(first / 4), static_cast<u64>(pixels / 4), channels, count / 4, r);
         return;
     }
     u16 drawn[4 * kLanes + kRandomSlack];

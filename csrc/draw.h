@@ -23,7 +23,7 @@ struct Order {
 
 class Draws {
 public:
-    static constexpr i64 kTile = 1024;  // elements for which bits are drawn at a time
+    static constexpr i64 kTile = 4096;  // elements for which bits are drawn at a time, about
 
     // tile: elements of a tile in memory order, a multiple of 4, where the order or the lack of bits leaves a choice
     Draws(const QuantizeKernels& kernel, const i64* stream, i64 n, Order order, i64 tile = kTile);
@@ -31,16 +31,18 @@ public:
     // Can the kernels count the calls of this tensor? TRANSPOSED counts them in 32 bits.
     static bool covers(i64 n, Order order) { return order.linear() || n < i64{1} << 34; }
 
-    // body(begin, end, bits) for the tiles of the tensor: one u16 for each element, or nullptr without a stream
+    i64 largest() const { return largest_; }  // elements of a tile, at most
+
+    // body(begin, end, bits, worker) for the tiles of the tensor: a u16 for each element, or nullptr without a stream
     template <class Body>
     void each(int workers, const Body& body) const {
         const i64 group = std::max<i64>(1, kBlock / largest_);
-        parallel(workers, ceil_div(tiles_, group), [&](i64 task, int) {
+        parallel(workers, ceil_div(tiles_, group), [&](i64 task, int worker) {
             std::vector<u16> bits(drawn_ ? static_cast<size_t>(largest_ + kRandomSlack) : 0);
             for (i64 tile = task * group; tile < std::min((task + 1) * group, tiles_); ++tile) {
                 const Span s = span(tile);
                 if (drawn_) draw(s, bits.data());
-                body(s.begin, s.end, drawn_ ? bits.data() : nullptr);
+                body(s.begin, s.end, drawn_ ? bits.data() : nullptr, worker);
             }
         });
     }

@@ -10,10 +10,10 @@ namespace sb {
 struct NormPassKernels {
     // k = round(to_fixed(float(count q - total) * factor)),  y = float(k gamma) * scale + beta
     void (*apply_signed)(
-        const i8* q, Lane<i32> total, Lane<float> factor, Lane<i32> gamma, Lane<float> scale, Lane<float> beta,
+        const i8* q, Lane<i32> total, Lane<float> factor, Lane<float> gamma, Lane<float> scale, Lane<float> beta,
         i32 count, float high, i64 n, float* y, i8* k);
     void (*apply_unsigned)(
-        const u8* q, Lane<i32> total, Lane<float> factor, Lane<i32> gamma, Lane<float> scale, Lane<float> beta,
+        const u8* q, Lane<i32> total, Lane<float> factor, Lane<float> gamma, Lane<float> scale, Lane<float> beta,
         i32 count, float high, i64 n, float* y, i8* k);
     // dx = a * (float(gamma g) - (u + v * (s - t))),  s = sign(k), or k for L2
     void (*grad_apply)(

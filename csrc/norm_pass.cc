@@ -73,7 +73,7 @@ std::vector<To> converted(const From* v, i64 n) { return std::vector<To>(v, v + 
 // Deviations beyond 32 bits: the same operations one element at a time.
 template <class Code>
 void apply_wide(
-    const Code* q, Lane<i64> total, Lane<float> factor, Lane<i32> gamma, Lane<float> scale, Lane<float> beta, i64 count,
+    const Code* q, Lane<i64> total, Lane<float> factor, Lane<float> gamma, Lane<float> scale, Lane<float> beta, i64 count,
     float high, i64 n, float* y, i8* k) {
     for (i64 i = 0; i < n; ++i) {
         const float v = static_cast<float>(count * q[i] - total.p[total.step * i]) * factor.p[factor.step * i];
@@ -81,7 +81,8 @@ void apply_wide(
         const i32 t = std::isnan(v) ? 0 : static_cast<i32>(std::lrintf(clamped));
         const i32 rounded = (t + 0x7FFF + ((t >> 16) & 1)) >> 16;
         k[i] = static_cast<i8>(rounded);
-        y[i] = static_cast<float>(rounded * gamma.p[gamma.step * i]) * scale.p[scale.step * i] + beta.p[beta.step * i];
+        const i32 by = static_cast<i32>(gamma.p[gamma.step * i]);
+        y[i] = static_cast<float>(rounded * by) * scale.p[scale.step * i] + beta.p[beta.step * i];
     }
 }
 
@@ -108,7 +109,7 @@ SB_EXPORT const char* sb_norm_apply(
     const Field<i32> totals(layout, converted<i32>(total, stat_channels), stat_channels, stat_inner);
     const Field<i64> wide_totals(layout, narrow ? nullptr : total, narrow ? 1 : stat_channels, narrow ? n : stat_inner);
     const Field<float> factors(layout, factor, stat_channels, stat_inner);
-    const Field<i32> gammas(layout, converted<i32>(gamma, gamma_channels), gamma_channels, gamma_inner);
+    const Field<float> gammas(layout, converted<float>(gamma, gamma_channels), gamma_channels, gamma_inner);
     const Field<float> scales(layout, scale, scale_channels, scale_inner);
     const Field<float> betas(layout, beta, beta_channels, beta_inner);
     const float high = static_cast<float>(((1 << (bits - 1)) - 1) << 16);
@@ -118,9 +119,9 @@ SB_EXPORT const char* sb_norm_apply(
 
     parallel(useful_threads(threads, n, kGrain), ceil_div(n, kBlock), [&](i64 task, int) {
         i64 at[kMaxAxes + 1];
-        i32 total_one[kLanes], gamma_one[kLanes];
+        i32 total_one[kLanes];
         i64 wide_one[kLanes];
-        float factor_one[kLanes], scale_one[kLanes], beta_one[kLanes];
+        float factor_one[kLanes], gamma_one[kLanes], scale_one[kLanes], beta_one[kLanes];
         const i64 stop = std::min((task + 1) * kBlock, n);
         for (i64 i = task * kBlock, piece; i < stop; i += piece) {
             piece = layout.locate(i, stop, at);

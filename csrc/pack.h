@@ -28,6 +28,11 @@ public:
     Unpacked(const PackKernels& kernel, const u8* packed, int bits, i64 most)
         : kernel_(kernel), packed_(packed), bits_(bits), codes_(bits < 8 ? static_cast<size_t>(most + 16) : 0) {}
 
+    static std::vector<Unpacked> for_workers(
+        int workers, const PackKernels& kernel, const u8* packed, int bits, i64 most) {
+        return std::vector<Unpacked>(static_cast<size_t>(workers), Unpacked(kernel, packed, bits, most));
+    }
+
     // codes begin .. end, valid until the next call
     const i8* span(i64 begin, i64 end) {
         const i64 first = begin / 8 * 8;
@@ -38,7 +43,7 @@ public:
     }
 
 private:
-    const PackKernels& kernel_;
+    PackKernels kernel_;
     const u8* packed_;
     int bits_;
     std::vector<u8> codes_;

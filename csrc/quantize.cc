@@ -16,8 +16,8 @@ namespace {
 
 Op<QuantizeKernels> nearest_op{"quantize_nearest"}, stochastic_op{"quantize_sr"};
 
-constexpr i64 kTile = Draws::kTile;
 constexpr i64 kBlock = 1 << 15;  // elements in a tile to which no random bits belong
+constexpr i64 kProducts = 1024;  // elements whose own factor is multiplied out at a time
 constexpr i64 kGrain = 1 << 14;  // elements that are worth a second thread
 
 // x * first * second is not what is wanted: inv = first * second is one number, rounded, before x meets it.
@@ -34,14 +34,14 @@ struct Factors {
     // piece(begin, length, inv) for runs that cover begin .. end
     template <class Piece>
     void pieces(i64 begin, i64 end, const Piece& piece) const {
-        float buffer[kLanes], other[kLanes], product[kTile];
+        float buffer[kLanes], other[kLanes], product[kProducts];
         while (begin < end) {
             const Axis::Position p = first.axis().position(begin);
             i64 n = std::min(end - begin, p.run);
             Lane<float> inv = first.lane(p.at, buffer);
             if (both) {
                 const Axis::Position s = second.axis().position(begin);
-                n = std::min(std::min(n, s.run), kTile);
+                n = std::min(std::min(n, s.run), kProducts);
                 const Lane<float> by = second.lane(s.at, other);
                 for (i64 i = 0; i < round_up<i64>(n, kLanes); ++i)
                     product[i] = i < n ? inv.p[inv.step * i] * by.p[by.step * i] : 0.0f;
@@ -60,7 +60,7 @@ struct Call {
     i8* codes;
     float low, high;
 
-    void operator()(i64 begin, i64 end, const u16* r) const {
+    void operator()(i64 begin, i64 end, const u16* r, int) const {
         factors.pieces(begin, end, [&](i64 at, i64 n, Lane<float> inv) {
             if (r)
                 kernel.stochastic(x + at, inv, low, high, r + (at - begin), n, codes + at);
@@ -108,6 +108,6 @@ SB_EXPORT const char* sb_quantize(
     will_fill(codes, n);
     const Call call{*kernel.table, factors, x, static_cast<i8*>(codes), low * kOne, high * kOne};
     const Order order{batch, channels, pixels};
-    Draws(*kernel.table, stream, n, order, stream ? kTile : kBlock).each(useful_threads(threads, n, kGrain), call);
+    Draws(*kernel.table, stream, n, order, stream ? Draws::kTile : kBlock).each(useful_threads(threads, n, kGrain), call);
     return kernel.name;
 }
