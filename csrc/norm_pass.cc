@@ -73,8 +73,8 @@ std::vector<To> converted(const From* v, i64 n) { return std::vector<To>(v, v + 
 // Deviations beyond 32 bits: the same operations one element at a time.
 template <class Code>
 void apply_wide(
-    const Code* q, Lane<i64> total, Lane<float> factor, Lane<float> gamma, Lane<float> scale, Lane<float> beta, i64 count,
-    float high, i64 n, float* y, i8* k) {
+    const Code* q, Lane<i64> total, Lane<float> factor, Lane<float> gamma, Lane<float> scale, Lane<float> beta,
+    i64 count, float high, i64 n, float* y, i8* k) {
     for (i64 i = 0; i < n; ++i) {
         const float v = static_cast<float>(count * q[i] - total.p[total.step * i]) * factor.p[factor.step * i];
         const float clamped = v < -high ? -high : v > high ? high : v;

@@ -108,6 +108,7 @@ SB_EXPORT const char* sb_quantize(
     will_fill(codes, n);
     const Call call{*kernel.table, factors, x, static_cast<i8*>(codes), low * kOne, high * kOne};
     const Order order{batch, channels, pixels};
-    Draws(*kernel.table, stream, n, order, stream ? Draws::kTile : kBlock).each(useful_threads(threads, n, kGrain), call);
+    const Draws draws(*kernel.table, stream, n, order, stream ? Draws::kTile : kBlock);
+    draws.each(useful_threads(threads, n, kGrain), call);
     return kernel.name;
 }
