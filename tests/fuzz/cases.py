@@ -55,14 +55,18 @@ def narrow_codes(d: Draw) -> tuple:
     return d.codes(wide, d.shape(d.between(1, 4))), (drop := d.between(1, 6)), max(2, wide.bits - drop), wide.signed
 
 
-def _operand(d: Draw, shape: list[int], reduced: int) -> tuple:
-    """(codes, shift, bits, signed, max_shift); a shift lies along the axis `reduced`, in one case of three."""
-    fmt, most = d.format(), 0
-    shift = None
+def _operand(d: Draw, shape: list[int], reduced: int, few: bool = False) -> tuple:
+    """(codes, shift, bits, signed, max_shift); a shift lies along the axis `reduced`, in one case of three.
+
+    few: as kernels for few bits want it: 2 to 5 of them, small shifts, channels_last
+    """
+    fmt = IntFormat(d.between(2, 5), d.chance(0.6)) if few else d.format()
+    shift, most = None, 0
     if d.chance(0.35):
-        most = d.of((1, 2, 3, 4, 8, 11, 15))
+        most = d.of((1, 2) if few else (1, 2, 3, 4, 8, 11, 15))
         shift = d.exponents([n if i == reduced % len(shape) else 1 for i, n in enumerate(shape)], most)
-    return d.codes(fmt, shape), shift, fmt.bits, fmt.signed, most
+    codes = d.codes(fmt, shape, layout=not few)
+    return codes.contiguous(memory_format=torch.channels_last) if few else codes, shift, fmt.bits, fmt.signed, most
 
 
 def int_matmul(d: Draw) -> tuple:
@@ -86,7 +90,13 @@ def scaled_matmul(d: Draw) -> tuple:
 
 
 def _window(d: Draw) -> tuple:
-    """(x's shape, w's shape, g's shape, stride, padding, dilation, groups) of a convolution that has an output."""
+    """(few, x's shape, w's shape, g's shape, stride, padding, dilation, groups) of a convolution that has an output.
+
+    few: large and 3x3, with the operands for which there are kernels of their own
+    """
+    if d.chance(0.1):
+        n, c, o, (h, w) = d.between(2, 3), d.of((64, 80, 96)), d.of((63, 64, 70, 96)), (d.between(30, 36) for _ in "hw")
+        return True, [n, c, h, w], [o, c, 3, 3], [n, o, h, w], [1, 1], [1, 1], [1, 1], 1
     while True:
         kind = d.random.random()
         if kind < 0.2:  # depthwise
@@ -105,7 +115,7 @@ def _window(d: Draw) -> tuple:
             for i, (size, taps) in enumerate(((h, r), (w, s)))
         ]
         if min(spatial) > 0 and min(c, o, groups) > 0 and c * o // groups * r * s < MAX_WEIGHTS:
-            return [n, c, h, w], [o, c // groups, r, s], [n, o, *spatial], stride, padding, dilation, groups
+            return False, [n, c, h, w], [o, c // groups, r, s], [n, o, *spatial], stride, padding, dilation, groups
 
 
 MAX_WEIGHTS = 1 << 14
@@ -116,19 +126,19 @@ def _scale(d: Draw, *sizes: int) -> Tensor:
 
 
 def scaled_conv2d(d: Draw) -> tuple:
-    x, w, g, *window = _window(d)
+    few, x, w, g, *window = _window(d)
     bias = d.laid_out(d.floats([w[0]])) if d.chance(0.5) else None
-    return *_operand(d, x, 1), *_operand(d, w, 1), _scale(d, *g[:2]), bias, *window
+    return *_operand(d, x, 1, few), *_operand(d, w, 1, few), _scale(d, *g[:2]), bias, *window
 
 
 def scaled_conv2d_grad_input(d: Draw) -> tuple:
-    x, w, g, *window = _window(d)
-    return *_operand(d, g, 1), *_operand(d, w, 0), _scale(d, *x[:2]), x, *window
+    few, x, w, g, *window = _window(d)
+    return *_operand(d, g, 1, few), *_operand(d, w, 0, few), _scale(d, *x[:2]), x, *window
 
 
 def scaled_conv2d_grad_weight(d: Draw) -> tuple:
-    x, w, g, *window = _window(d)
-    return *_operand(d, g, 0), *_operand(d, x, 0), _scale(d, *w[:2]), w, *window
+    few, x, w, g, *window = _window(d)
+    return *_operand(d, g, 0, few), *_operand(d, x, 0, few), _scale(d, *w[:2]), w, *window
 
 
 def _norm(d: Draw) -> tuple[list[int], list[int], list[int]]:

@@ -143,6 +143,10 @@ def fuzz(seed: int, seconds: float, only: str | None, first: int, last: int | No
             print(f"{now - began:.0f} s: {sum(tally.cases.values())} cases", flush=True)
     for name, runs in sorted(tally.kernels.items()):
         print(f"  {name:<44} {runs:>7} runs")
+    here = _native.isas()
+    never = [kernel for _, kernel, isa in _native.kernels() if isa in here and kernel not in tally.kernels]
+    if never:
+        print(f"  never ran: {', '.join(never)}")
     print(f"{sum(tally.cases.values())} cases, {now - began:.0f} s: no difference", flush=True)
     return 0
 
