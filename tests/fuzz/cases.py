@@ -165,9 +165,6 @@ def norm_stats(d: Draw) -> tuple:
     return d.codes(d.format(), shape), dims, d.chance(0.5)
 
 
-norm_stats_uncentred = norm_stats
-
-
 def norm_apply(d: Draw) -> tuple:
     shape, dims, param_dims = _norm(d)
     q = d.codes(d.format(), shape)
@@ -199,7 +196,9 @@ GENERATORS: dict[str, Callable[[Draw], tuple]] = {
         *(norm_stats, norm_apply, norm_grad_stats, norm_grad_apply),
     )
 }
-GENERATORS["norm_stats_uncentred"] = norm_stats_uncentred
+GENERATORS["norm_stats_uncentred"] = norm_stats
+GENERATORS["scaled_conv2d_amax"] = scaled_conv2d
+GENERATORS["scaled_conv2d_grad_input_amax"] = scaled_conv2d_grad_input
 
 
 def arguments(op: str, d: Draw) -> tuple:

@@ -145,7 +145,7 @@ def fuzz(seed: int, seconds: float, only: str | None, first: int, last: int | No
         print(f"  {name:<44} {runs:>7} runs")
     here = _native.isas()
     never = [kernel for _, kernel, isa in _native.kernels() if isa in here and kernel not in tally.kernels]
-    if never:
+    if never and only is None:
         print(f"  never ran: {', '.join(never)}")
     print(f"{sum(tally.cases.values())} cases, {now - began:.0f} s: no difference", flush=True)
     return 0
