@@ -55,6 +55,7 @@ class FloatOpCounter(TorchDispatchMode):
 
     @property
     def total(self) -> int:
+        """All of them together."""
         return sum(self.counts.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):

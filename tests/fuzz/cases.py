@@ -206,4 +206,5 @@ def arguments(op: str, d: Draw) -> tuple:
     if op in GENERATORS:
         return GENERATORS[op](d)
     call = d.of(CALLS[op](d.between(1, 6)))
-    return tuple(d.laid_out(a) if isinstance(a, Tensor) else a for a in call)
+    move = d.of((d.offset, d.offset, d.laid_out))  # most kernels want operands that lie alike
+    return tuple(move(a) if isinstance(a, Tensor) and d.chance(0.5) else a for a in call)
