@@ -36,7 +36,7 @@ class RowFile:
                 row = json.loads(line)
             except ValueError:
                 continue
-            if "key" not in row:  # another kind of results
+            if not {"key", "time"} <= row.keys():  # another kind of results
                 continue
             rows = runs.setdefault(row["key"], [])
             if rows and rows[0]["time"] != row["time"]:
