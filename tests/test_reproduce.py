@@ -177,6 +177,8 @@ def test_the_budget_is_steps_times_a_measured_step(tmp_path):
 
 def test_a_run_of_another_study_is_not_done_again(tmp_path):
     execute(make(("float",)), None, place(tmp_path), quiet())
+    for number, row in enumerate(({"case": 1}, {"key": "k", "time": "t"}, {"key": "k"}, {"key": "k"})):
+        (tmp_path / "results" / f"kind{number}.jsonl").write_text(2 * (json.dumps(row) + "\n"))
     other = dataclasses.replace(make(), name="other")
     assert execute(other, None, place(tmp_path), quiet()).done == ["int4-seed0"]
     rows = RowFile(tmp_path / "results" / "other.jsonl").read()

@@ -19,6 +19,7 @@ TRAINED = "test_accuracy"
 """The metric of a training's own row."""
 
 _OF_TRAINING = ("value", "train_loss", "test_loss", "best", "curve", "integer_share", "steps", "seconds")
+_OF_RUNS = {"key", "variant", "seed", "time"}  # every row of a run has them, and no other kind of results all
 _IN_ROW = ("task", "model", "seed", "epochs")  # fields of Config that are columns of their own
 
 
@@ -36,7 +37,7 @@ class RowFile:
                 row = json.loads(line)
             except ValueError:
                 continue
-            if not {"key", "time"} <= row.keys():  # another kind of results
+            if not row.keys() >= _OF_RUNS:  # another kind of results
                 continue
             rows = runs.setdefault(row["key"], [])
             if rows and rows[0]["time"] != row["time"]:
