@@ -29,7 +29,7 @@ def _registries(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     backends.discover.cache_clear()
 
 
-EXAMPLES = {"quantizers": 7, "schemes": 20, "adding_your_own": 20, "optimizers": 8, "fusing": 7}
+EXAMPLES = {"quantizers": 7, "schemes": 20, "adding_your_own": 20, "optimizers": 8, "fusing": 7, "integer_only": 12}
 
 
 @pytest.mark.usefixtures("_registries")

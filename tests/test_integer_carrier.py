@@ -1,0 +1,106 @@
+"""IntTensor: quantization with the exponent of least error, addition on a common exponent, bounds that hold."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor
+
+from subbyte import integer
+from subbyte.integer_only import carrier
+from subbyte.integer_only.carrier import LIMIT, IntTensor
+from subbyte.numerics import IntFormat
+
+S4, U4, S8 = IntFormat(4), IntFormat(4, signed=False), IntFormat(8)
+
+
+def tensor(codes: list[int] | Tensor, exponent: int = 0, bound: int | None = None) -> IntTensor:
+    t = torch.as_tensor(codes, dtype=torch.int32)
+    e = torch.tensor(exponent, dtype=torch.int32)
+    return IntTensor(t, e, bound or max(1, int(t.abs().max())))
+
+
+def values(t: IntTensor) -> list[Fraction]:
+    return [int(c) * Fraction(2) ** int(t.exponent) for c in t.codes.flatten()]
+
+
+def bell(n: int, channels: int = 8) -> Tensor:
+    x = torch.randn(n, channels, generator=torch.Generator().manual_seed(0))
+    return (x * 100_000).round().to(torch.int32)
+
+
+@pytest.mark.parametrize(("fmt", "x"), [(S4, bell(4000)), (U4, bell(4000).clamp(min=0)), (S4, bell(2)), (S4, bell(0))])
+def test_the_exponent_of_few_bits_has_the_least_error_of_four(fmt: IntFormat, x: Tensor) -> None:
+    t = tensor(x, bound=1 << 24) if x.numel() else IntTensor(x, torch.tensor(0, dtype=torch.int32), 1)
+    q = carrier.quantize(t, fmt)
+    shift = int(q.exponent)
+    largest = int(x.abs().max()) if x.numel() else 0
+    top = int(integer.shift_to_fit(torch.tensor(largest), fmt))
+
+    def error(n: int) -> int:
+        codes = integer.right_nearest(x.long(), torch.tensor(n)).clamp(fmt.qmin, fmt.qmax)
+        return int((x.long() - (codes << n)).square().sum())
+
+    assert top - 3 <= shift <= top
+    # every element is in the sample; each lost at most 2 of its 19 bits there, a 2^-15 of the largest
+    best = min(error(n) for n in range(max(0, top - 3), top + 1))
+    assert error(shift) <= best * 1.001
+    if x.numel() > 100:
+        assert shift < top  # a bell's range ends below its largest element
+
+
+def test_eight_bits_and_gradients_are_not_clipped() -> None:
+    t = tensor(bell(100), bound=1 << 24)
+    for fmt, stream in ((S8, None), (S4, torch.tensor(3))):
+        q = carrier.quantize(t, fmt, stream)
+        largest = int(t.codes.abs().max())
+        assert fmt.qmax << (int(q.exponent) - 1) < largest <= fmt.qmax << int(q.exponent)
+
+
+def test_groups_take_the_finest_exponent_that_clips_nothing() -> None:
+    x = torch.tensor([[7 << 10, 7 << 5, 3, 0], [-(7 << 10), 5, -7, 0]], dtype=torch.int32)
+    q = carrier.quantize(tensor(x, 4), S4, torch.tensor(1), groups=9)
+    assert q.shift is not None
+    assert q.shift.flatten().tolist() == [0, 5, 8, 8]
+    assert q.exponent == 14
+    assert q.codes[:, :2].tolist() == [[7, 7], [-7, q.codes[1, 1].item()]]
+
+
+def test_packing_is_undone() -> None:
+    q = carrier.quantize(tensor(bell(5)), S4)
+    packed = q.pack()
+    assert packed.codes.numel() == 20
+    assert torch.equal(packed.unpack(q.codes.shape).codes, q.codes)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [((5, 0), (3, 4)), ((LIMIT, 0), (LIMIT, 0)), ((1, -40), (LIMIT, 10)), ((0, 0), (7, -3))]
+)
+def test_a_sum_is_exact_to_its_last_unit(a: tuple[int, int], b: tuple[int, int]) -> None:
+    x, y = tensor([a[0], -a[0]], a[1]), tensor([b[0], b[0]], b[1])
+    total = carrier.add(x, y)
+    assert total.codes.abs().max() <= LIMIT == total.bound
+    unit = Fraction(2) ** int(total.exponent)
+    for got, p, q in zip(values(total), values(x), values(y)):
+        assert abs(got - p - q) <= unit  # half a unit for each operand
+    assert unit <= max(abs(v) for v in (*values(x), *values(y))) / 2**28
+
+
+def test_wide_sums_are_carried_in_31_bits() -> None:
+    sums = torch.tensor([(1 << 40) - 1, -(1 << 40) + 1, 12345])
+    t = carrier.carry(sums, torch.tensor(0, dtype=torch.int32), 1 << 40)
+    assert t.codes.dtype == torch.int32
+    assert t.codes.abs().max() <= t.bound <= LIMIT
+    assert [round(v / 1024) for v in sums.tolist()] == t.codes.tolist()
+    assert t.exponent == 10
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 49, 64, 1000, 65_537])
+def test_a_reciprocal_has_15_bits(n: int) -> None:
+    factor, bits = carrier.reciprocal(n)
+    assert factor < 1 << 16
+    assert abs(Fraction(factor, 1 << bits) * n - 1) <= Fraction(1, 1 << 14)
+    if n & (n - 1) == 0:
+        assert factor << 0 == (1 << bits) // n
