@@ -37,4 +37,4 @@ test-avxvnni: setup ## Run the tests of AVX-VNNI's kernels on a CPU that has AVX
 	  CXXFLAGS=-DSB_AVXVNNI_BY_EVEX $(BIN)/python hatch_build.py --out $(EVEX); \
 	  $${CXX:-c++} $(RUNNER_FLAGS) tests/native_runner.cc -o $(EVEX)/runner -ldl; \
 	  SUBBYTE_REQUIRE_ISAS=avxvnni $(ON_RUNNER) --runner "$(EVEX)/runner $(EVEX)/libsubbyte.so" \
-	    -k avxvnni tests/test_kernel_table.py tests/test_backend_cpu_products.py; fi
+	    -k avxvnni tests/test_kernel_table.py tests/test_backend_cpu_products.py tests/test_backend_cpu_convolutions.py; fi

@@ -25,6 +25,15 @@ def pytest_runtest_teardown():
     _kernels.update(_cpu_call.ran.values())
 
 
+@pytest.fixture
+def one_thread():
+    """torch, and with it the kernels, on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def _missing(config: pytest.Config) -> tuple[list[str], list[str]]:
     """(required ISAs that did not run though this CPU has them, those that it lacks). A runner has to have them all."""
     ran = kernel_table.isas_of(_kernels)

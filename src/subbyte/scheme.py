@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import quantizers
+from . import quantizers, scheme_table
 from .numerics import IntFormat
 from .quantizers import AbsMax, Quantizer, ShiftQuant, closest, reject_unknown
 
@@ -264,58 +264,11 @@ class Scheme:
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:
         """(where, tensor, format, rounding, scale) for every tensor that the scheme quantizes: every bit in it."""
-        out: list[tuple[str, str, str, str, str]] = []
-        parts = [("first layer", self.first), ("layers", self.layer), ("last layer", self.last)]
-        parts += [(f"override {p}", s) for p, s in self.overrides if not isinstance(s, NormScheme)]
-        for where, layer in parts:
-            if layer is None:
-                if where.startswith("override"):
-                    out.append((where, "all", "float", "", ""))
-                continue
-            for role in ("weight", "activation", "gradient"):
-                described = _describe(getattr(layer, role), behind_relu=role == "activation")
-                if role == "gradient" and layer.gradient_samples > 1:
-                    described = (*described[:2], f"{described[2]}, {layer.gradient_samples} samples")
-                out.append((where, role, *described))
-        norms = [("norms", self.norm), *((f"override {p}", s) for p, s in self.overrides if isinstance(s, NormScheme))]
-        for where, norm in norms:
-            scale = "finest that the sums allow" if norm.granularity == "channel" else "one for the tensor"
-            for label, bits in (("input", norm.input), ("normalized", norm.normalized), ("saved", norm.saved)):
-                out.append((where, f"{norm.kind} {label}", "float" if bits is None else f"s{bits}", "nearest", scale))
-            out.append(
-                (
-                    where,
-                    f"{norm.kind} weight",
-                    "float" if norm.weight is None else f"s{norm.weight}",
-                    "nearest",
-                    "AbsMax",
-                )
-            )
-            out.append(
-                (
-                    where,
-                    f"{norm.kind} gradient",
-                    "float" if norm.gradient is None else f"s{norm.gradient}",
-                    "stochastic",
-                    scale,
-                )
-            )
-        if self.integer_only:
-            out.append(("everywhere", "between layers", "int32", "nearest", "2^e, one for the tensor"))
-            out.append(("everywhere", "scales", "2^e", "up", "powers of two: a change of scale is a shift"))
-        return [(*r[:3], "", "") if r[2] == "float" else r for r in out]
+        return scheme_table.rows(self)
 
     def table(self):
         """rows() as a rich Table."""
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(title=f"scheme {self.name}")
-        for column in ("where", "tensor", "format", "rounding", "scale"):
-            table.add_column(column, overflow="fold")
-        for row in self.rows():
-            table.add_row(*(Text(cell) for cell in row))  # a pattern may look like markup
-        return table
+        return scheme_table.table(self)
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -324,15 +277,6 @@ class Scheme:
         with console.capture() as capture:
             console.print(self.table())
         return capture.get().rstrip()
-
-
-def _describe(q: Quantizer | None, behind_relu: bool = False) -> tuple[str, str, str]:
-    """(format, rounding, scale); an activation's sign is settled at conversion, by the module that produces it."""
-    if q is None:
-        return "float", "", ""
-    unsigned = f", u{q.bits} behind a ReLU" if behind_relu and q.signed else ""
-    detail = f" ({q.details()})" if q.details() else ""
-    return f"{q.format}{unsigned}", q.rounding, f"{type(q).__name__}{detail}"
 
 
 def _compile(pattern: str):
