@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import chain_calls
+import op_calls
 from kernel_table import EVERY_ISA, isas_of_cpu, kernel_for
 from subbyte import ops
 from subbyte.backends import _native, cpu
@@ -28,13 +29,14 @@ PLANES = ("conv2d_planes", "conv2d_planes_grad_input", "conv2d_planes_grad_weigh
 ELEMENTS = ("amax", "quantize_nearest", "quantize_sr", "norm_stats", "norm_apply", "norm_grad_stats", "norm_grad_apply")
 PACKS = ("pack_codes", "unpack_codes")
 CHAINS = tuple(chain_calls.CALLS)
+INTEGERS = "integer_pass"
 OWN = {
-    "portable": {*PRODUCTS, *PLANES, *ELEMENTS, *CHAINS, *PACKS, "narrow_codes"},
+    "portable": {*PRODUCTS, *PLANES, *ELEMENTS, *CHAINS, *PACKS, INTEGERS, "narrow_codes"},
     "neon": {*PRODUCTS, *PLANES, *ELEMENTS, *CHAINS},
     "neondot": {*PRODUCTS, *WINOGRAD},
-    "avx2": {*PRODUCTS, *PLANES, *ELEMENTS, *CHAINS, *PACKS},
+    "avx2": {*PRODUCTS, *PLANES, *ELEMENTS, *CHAINS, INTEGERS, *PACKS},
     "avxvnni": {*PRODUCTS, *WINOGRAD},
-    "avx512vnni": {*PRODUCTS, *WINOGRAD, *PLANES, *ELEMENTS, *CHAINS},
+    "avx512vnni": {INTEGERS, *PRODUCTS, *WINOGRAD, *PLANES, *ELEMENTS, *CHAINS},
 }
 """ISA -> the ops that it has a kernel of its own for; the others it takes from the next lower ISA."""
 
@@ -134,6 +136,7 @@ CASES = {
     "conv2d_planes_grad_weight": lambda: ("scaled_conv2d_grad_weight", convolution(2, 6, 6, 6)),
     **{name: lambda name=name: (name, norm(name)) for name in ELEMENTS[3:]},
     **{name: lambda name=name: (name, chain_calls.CALLS[name](3)) for name in CHAINS},
+    INTEGERS: lambda: ("int_quantize", op_calls.int_quantize(3)),  # of the four ops that share the table
 }
 """Op of the table -> the registered op that runs it, and its arguments."""
 
