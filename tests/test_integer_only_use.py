@@ -8,6 +8,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 import subbyte as sb
@@ -23,6 +24,7 @@ from integer_nets import (
     relative,
     step,
 )
+from subbyte import models
 from subbyte.integer_only import IntegerOnly, UnsupportedError
 
 
@@ -201,3 +203,36 @@ def test_the_scheme_says_so_and_survives_json() -> None:
 def test_fusing_is_refused() -> None:
     with pytest.raises(TypeError, match="integer-only network is one step"):
         sb.fuse_(build())
+
+
+def test_what_is_saved_for_backward_is_codes_and_masks_and_torch_sees_it() -> None:
+    def saved(model, x, y) -> int:
+        seen = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (seen.append(t.nbytes), t)[1], lambda t: t):
+            loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        return sum(seen)
+
+    x, y = images(32)
+
+    def make():
+        return models.build("smallcnn", 5)
+
+    # 4 bits for a convolution's input, 8 for a norm's, 8 for a ReLU's mask, where floats keep 32 of two tensors.
+    assert saved(build(make), x, y) < saved(make(), x, y) * (4 + 8 + 8) / 64
+
+
+def test_activation_checkpointing_gives_the_same_gradients() -> None:
+    x, y = images()
+    model = build()
+    results = []
+    for checkpointed in (False, True):
+        torch.manual_seed(5)
+        model.zero_grad()
+        if checkpointed:
+            out = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False)
+        else:
+            out = model(x)
+        F.cross_entropy(out, y).backward()
+        results.append(gradients(model))
+    assert all(torch.equal(results[0][n], g) for n, g in results[1].items())

@@ -69,14 +69,16 @@ class _Network(torch.autograd.Function):
         logits = carrier.to_float(run.forward(carrier.from_float(x)))
         if keep:
             ctx.run, ctx.dtype = run, x.dtype
-            ctx.save_for_backward(logits)  # so that a second backward raises, as it does everywhere
+            ctx.save_for_backward(logits, *run.saved)  # logits, so that a second backward raises whatever the model
+            run.saved = ()
         return logits.to(x.dtype) if x.dtype != torch.float64 else logits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor):
-        _ = ctx.saved_tensors
+        ctx.run.saved = ctx.saved_tensors[1:]
         dx, gradients = ctx.run.backward(carrier.from_float(g))
+        ctx.run.saved = ()
         wanted = ctx.needs_input_grad[4:]
         found = [
             integer.round_to_float(*gradients[name]) if want and name in gradients else None
@@ -94,6 +96,12 @@ class _Run:
         self.tape: list[tuple[int, list[int], Callable]] = []
         self.wanted: list[bool] = []
         self.gradients: dict[str, tuple[Tensor, Tensor]] = {}
+        self.saved: tuple[Tensor, ...] = ()
+
+    def save(self, t: Tensor) -> Callable[[], Tensor]:
+        """How backward gets t back: from ctx.saved_tensors, which it puts here."""
+        i, self.saved = len(self.saved), (*self.saved, t)
+        return lambda: self.saved[i]
 
     def forward(self, x: IntTensor) -> IntTensor:
         values: list[Any] = [x]
@@ -124,6 +132,7 @@ class _Run:
             lambda: self._stream(i),
             lambda name, sums, e: self._add_gradient(f"{node.name}.{name}", sums, e),
             wanted,
+            self.save,
         )
         with _recording(module):
             out, backward = step(call, *args, **kwargs)

@@ -13,7 +13,7 @@ from ..integer import batch_norm as bn
 from ..ops.norm import norm_grad_stats, norm_stats
 from . import carrier
 from .carrier import IntTensor
-from .steps import Call
+from .steps import Call, never
 
 MOMENTUM_BITS = 16
 
@@ -52,11 +52,12 @@ def batch_norm(call: Call, x: IntTensor):
     lowest = torch.full((), -(1 << 10), dtype=torch.int32, device=x.codes.device)
     table, e = bn.affine_table(xhat, gamma, gamma_e, *((beta.codes, beta.exponent) if beta else (zero, lowest)))
     y = IntTensor(ops.int_lookup(q, table), carrier.unless_finite(x.exponent, e), 1 << bn.AFFINE_BITS)
-    saved = q if call.keep else None
+    # Tables and scales are small, and the closure's; the codes are torch's to keep.
+    codes, x_e = call.save(q) if call.keep else never, x.exponent
 
     def backward(g: IntTensor):
         qg, g_e = carrier.quantize_channels(g, scheme.format("gradient"), call.stream())
-        k = ops.int_lookup(saved, xhat.k)
+        k = ops.int_lookup(codes(), xhat.k)
         one = torch.ones([1] * qg.ndim, dtype=torch.int8, device=qg.device)
         sum_g, sum_gk, sum_sign, _, _ = (t.flatten() for t in norm_grad_stats(qg, k, one, dims, dims))
         if m.weight is not None and m.weight.requires_grad:
@@ -69,7 +70,7 @@ def batch_norm(call: Call, x: IntTensor):
         # 1 / D is in steps of q, and a step is 2^step
         c = bn.coefficients(stats, xhat.fraction, gamma, gamma_e, g_e - step, over_batch, n)
         dx = ops.int_norm_grad(qg, k, c.u, c.v, c.a, c.shift, bn.GRADIENT_FRACTION)
-        return (IntTensor(dx, carrier.unless_finite(x.exponent, c.exponent), carrier.LIMIT),)
+        return (IntTensor(dx, carrier.unless_finite(x_e, c.exponent), carrier.LIMIT),)
 
     return y, backward
 

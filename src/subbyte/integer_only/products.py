@@ -9,6 +9,7 @@ The bias is added as integers, and its gradient is a sum of the gradient as it a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from . import carrier
 from .carrier import IntTensor, Operand
 from .steps import Call
 
+_NO_CODES = torch.empty(0, dtype=torch.int8)
+
 _INTEGER = "integer"  # what a layer's record says of a product
 
 
@@ -32,10 +35,11 @@ def linear(call: Call, x: IntTensor):
         raise ValueError(f"Linear expects inputs (..., {m.in_features}), not {tuple(x.shape)}")
     flat = x.with_codes(x.codes.reshape(-1, m.in_features))
     y, back = _layer(call, flat, _Matmul())
+    before = x.shape
 
     def backward(g: IntTensor):
         (dx,) = back(g.with_codes(g.codes.reshape(-1, m.out_features)))
-        return (None if dx is None else dx.with_codes(dx.codes.reshape(x.shape)),)
+        return (None if dx is None else dx.with_codes(dx.codes.reshape(before)),)
 
     return y.with_codes(y.codes.reshape(*x.shape[:-1], m.out_features)), backward
 
@@ -115,7 +119,12 @@ def _layer(call: Call, x: IntTensor, products: _Matmul | _Convolution):
     if m.bias is not None:
         b = carrier.from_float(m.bias)
         y = carrier.add(y, b.with_codes(b.codes.view(1, -1, *[1] * (len(y.shape) - 2))))
-    saved = qx.pack() if call.keep and m.weight.requires_grad else None
+    # What the closure below holds is shapes and scales; codes are torch's to keep.
+    shape, w_scale = x.shape, replace(qw, codes=_NO_CODES)
+    w_codes = call.save(qw.codes) if call.keep and call.wanted[0] else None
+    trained = call.keep and m.weight.requires_grad
+    packed = qx.pack() if trained else qx
+    x_codes, x_scale = call.save(packed.codes) if trained else None, replace(packed, codes=_NO_CODES)
     groups = getattr(scheme.gradient, "groups", 1)
 
     def backward(g: IntTensor):
@@ -125,18 +134,20 @@ def _layer(call: Call, x: IntTensor, products: _Matmul | _Convolution):
         qg = carrier.quantize(g, scheme.gradient.format, call.stream(), groups)
         _observe(m, gradient=(g, qg))
         unit = qg.exponent - qg.max_shift  # of a sum whose operands went left by E - e(o)
-        if saved is not None:
+        if x_codes is not None:
             # There the channel is outside the sum: its shift is applied afterwards.
             plain = Operand(qg.codes, qg.exponent, qg.format)
-            dw = products.grad_weight(plain, saved.unpack(x.shape), m.weight.shape).to(torch.int64)
+            qx = replace(x_scale, codes=x_codes()).unpack(shape)
+            dw = products.grad_weight(plain, qx, m.weight.shape).to(torch.int64)
             ops.note("grad_weight", _INTEGER)
             if qg.shift is not None:
                 left = qg.max_shift - qg.shift.to(torch.int64)
                 dw = dw << left.view(-1, *[1] * (dw.ndim - 1))
-            call.gradient("weight", dw, unit + qx.exponent)
-        if not call.wanted[0]:
+            call.gradient("weight", dw, unit + x_scale.exponent)
+        if w_codes is None:
             return (None,)
-        sums, length = products.grad_input(qg, qw, x.shape)
+        qw = replace(w_scale, codes=w_codes())
+        sums, length = products.grad_input(qg, qw, shape)
         ops.note("grad_input", _INTEGER)
         bound = _bound(qg.format, qw.format, length, qg.max_shift)
         return (carrier.carry(sums, unit + qw.exponent, bound),)

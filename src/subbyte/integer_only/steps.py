@@ -1,8 +1,9 @@
 """The steps that an integer-only network is made of: one function for each kind, forward with its backward inside.
 
 A step takes IntTensors and returns (IntTensor, backward); backward takes the gradient of the output and returns one
-for each tensor that went in, None where it is not wanted. What it keeps for backward are packed codes. Sums that belong
-to a Parameter go to call.gradient as integers. Here are the steps without parameters; products.py and norms.py have the
+for each tensor that went in, None where it is not wanted. What backward reads goes through call.save: packed codes and
+masks; it closes over shapes and single numbers alone, never over an IntTensor of the forward pass. Sums that belong to
+a Parameter go to call.gradient as integers. Here are the steps without parameters; products.py and norms.py have the
 rest.
 """
 
@@ -32,6 +33,7 @@ class Call:
     stream     () -> int64 (), the random stream of this step; the same one however often it is asked for
     gradient   (parameter's name in the module, int64 sums, exponent): where the gradient of a Parameter goes
     keep       will backward be called?
+    save       a tensor that backward reads -> how it gets it: torch frees it with the graph, and sees it in its hooks
     """
 
     module: Any
@@ -39,6 +41,12 @@ class Call:
     stream: Callable[[], Tensor]
     gradient: Callable[[str, Tensor, Tensor], None]
     keep: bool
+    save: Callable[[Tensor], Callable[[], Tensor]]
+
+
+def never() -> Tensor:
+    """In place of what was not saved, because no backward was to come."""
+    raise RuntimeError("backward of a step that saved nothing")
 
 
 def identity(call: Call, x: IntTensor):
@@ -47,9 +55,9 @@ def identity(call: Call, x: IntTensor):
 
 def relu(call: Call, x: IntTensor):
     """max(x, 0); the gradient passes where x > 0."""
-    passes = x.codes > 0 if call.keep else None
+    passes = call.save(x.codes > 0) if call.keep else never
     y = IntTensor(x.codes.clamp(min=0), x.exponent, x.bound)
-    return y, lambda g: (g.with_codes(g.codes * passes),)
+    return y, lambda g: (g.with_codes(g.codes * passes()),)
 
 
 def add(call: Call, a: IntTensor, b: IntTensor):
@@ -64,7 +72,8 @@ def add(call: Call, a: IntTensor, b: IntTensor):
 def reshape(call: Call, x: IntTensor, *shape: Any):
     """view, reshape, and flatten by its result."""
     size = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
-    return x.with_codes(x.codes.reshape(*size)), lambda g: (g.with_codes(g.codes.reshape(x.shape)),)
+    before = x.shape
+    return x.with_codes(x.codes.reshape(*size)), lambda g: (g.with_codes(g.codes.reshape(before)),)
 
 
 def flatten(call: Call, x: IntTensor, start_dim: int = 0, end_dim: int = -1):
@@ -78,8 +87,10 @@ def flatten_module(call: Call, x: IntTensor):
 def index(call: Call, x: IntTensor, key: Any):
     """x[key] for slices and numbers, as in a strided shortcut."""
 
+    before = x.shape
+
     def backward(g: IntTensor):
-        whole = g.codes.new_zeros(x.shape)
+        whole = g.codes.new_zeros(before)
         whole[key] = g.codes
         return (g.with_codes(whole),)
 
@@ -100,12 +111,12 @@ def mean(call: Call, x: IntTensor, dim: Any, keepdim: bool = False):
     axes = [a % x.codes.ndim for a in axes]
     n = math.prod(x.shape[a] for a in axes)
     total = carrier.carry(x.codes.to(torch.int64).sum(axes, keepdim=keepdim), x.exponent, x.bound * max(n, 1))
-    factor = carrier.reciprocal(max(n, 1))
+    factor, before = carrier.reciprocal(max(n, 1)), x.shape
 
     def backward(g: IntTensor):
         share = carrier.scale(g, *factor)
         codes = share.codes if keepdim else _with_axes(share.codes, axes)
-        return (share.with_codes(codes.expand(x.shape)),)
+        return (share.with_codes(codes.expand(before)),)
 
     return carrier.scale(total, *factor), backward
 
@@ -161,14 +172,14 @@ def max_pool(call: Call, x: IntTensor, kernel_size: Any, stride: Any = None, pad
              ceil_mode: bool = False):  # fmt: skip
     """max_pool2d: comparisons alone; the gradient goes to the largest of each window."""
     y, where = F.max_pool2d(x.codes, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
+    (n, c, h, w), winners = x.shape, call.save(where) if call.keep else never
 
     def backward(g: IntTensor):
-        n, c = x.shape[:2]
         # windows may overlap, and up to all of them meet in one place
         meet = math.prod(-(-k // s) for k, s in zip(each_of(kernel_size), each_of(stride or kernel_size)))
-        total = torch.zeros(n, c, x.shape[2] * x.shape[3], dtype=torch.int64, device=g.codes.device)
-        total.scatter_add_(2, where.view(n, c, -1), g.codes.view(n, c, -1).to(torch.int64))
-        return (carrier.carry(total.view(x.shape), g.exponent, g.bound * meet),)
+        total = torch.zeros(n, c, h * w, dtype=torch.int64, device=g.codes.device)
+        total.scatter_add_(2, winners().view(n, c, -1), g.codes.view(n, c, -1).to(torch.int64))
+        return (carrier.carry(total.view(n, c, h, w), g.exponent, g.bound * meet),)
 
     return x.with_codes(y), backward
 
@@ -187,12 +198,13 @@ def dropout(call: Call, x: IntTensor, p: float = 0.5, training: bool = True):
     bits = 15 - ((1 << numerics.FRACTION_BITS) // kept).bit_length()
     factor = (1 << (bits + numerics.FRACTION_BITS)) // kept
     drawn = numerics.random_bits16(call.stream(), x.codes.numel()).view(x.shape)
-    kept_here = drawn >= threshold
+    stays = drawn >= threshold
+    saved = call.save(stays) if call.keep else never
 
-    def masked(t: IntTensor) -> IntTensor:
-        return carrier.scale(t.with_codes(t.codes * kept_here), factor, bits)
+    def masked(t: IntTensor, stays: Tensor) -> IntTensor:
+        return carrier.scale(t.with_codes(t.codes * stays), factor, bits)
 
-    return masked(x), lambda g: (masked(g),)
+    return masked(x, stays), lambda g: (masked(g, saved()),)
 
 
 def dropout_module(call: Call, x: IntTensor):
