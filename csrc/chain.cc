@@ -43,10 +43,8 @@ struct Norm {
         Values<float> betas, i64 count, int bits, int saved_bits)
         : total(totals.spread<i32>(strips)), factor(factors.spread<float>(strips)),
           gamma(gammas.spread<float>(strips)), scale(scales.spread<float>(strips)), beta(betas.spread<float>(strips)) {
-        const int drop = std::max(bits - saved_bits, 0);
-        const Narrowing saved{1.0f / (1 << drop), drop ? (1 << (saved_bits - 1)) - 1.0f : 127.0f};
         operands = {total.data(), factor.data(), gamma.data(), scale.data(), beta.data(), static_cast<i32>(count),
-                    ((1 << (bits - 1)) - 1) * kOne, saved};
+                    ((1 << (bits - 1)) - 1) * kOne, narrowing(bits, saved_bits)};
     }
 };
 

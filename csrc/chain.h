@@ -4,14 +4,10 @@
 // one number for each column, and reach at least a vector past the last one.
 #pragma once
 
+#include "norm.h"
 #include "subbyte.h"
 
 namespace sb {
-
-// k -> rint(k unit), clamped to +-high, with unit = 2^-drop: narrow_codes
-struct Narrowing {
-    float unit, high;
-};
 
 struct NormOperands {
     const i32* total;
@@ -24,7 +20,7 @@ struct NormOperands {
 
 struct GradOperands {
     const i32* gamma;
-    const float *a, *u, *v, *t;
+    const float *a, *offset[3];  // offset: u + v (s - t) for s = -1, 0, 1
 };
 
 struct GradSums {
@@ -51,6 +47,8 @@ struct ChainKernels {
     void (*norm_grad_codes)(
         const i8* g, const i8* k, const GradOperands& v, i64 slot, const float* inv, float top, const u16* r, i64 rows,
         i64 columns, i8* codes);
+    void (*norm_grad_floats)(
+        const i8* g, const i8* k, const GradOperands& v, i64 slot, i64 rows, i64 columns, float* dx);
 };
 
 }  // namespace sb

@@ -153,10 +153,7 @@ SB_EXPORT const char* sb_norm_grad_codes(
     const PackKernels& unpack = *unpack_op.best().table;
     const float high = static_cast<float>(top) * kOne;
     const std::vector<float> inv = inverse_steps(strips, {r, ranges}, {shift, shifts}, high);
-    const auto gamma_of = Values<i8>{gamma, gammas}.spread<i32>(strips);
-    const auto a_of = Values<float>{a, as}.spread<float>(strips), u_of = Values<float>{u, us}.spread<float>(strips);
-    const auto v_of = Values<float>{v, vs}.spread<float>(strips), t_of = Values<float>{t, ts}.spread<float>(strips);
-    const GradOperands operands{gamma_of.data(), a_of.data(), u_of.data(), v_of.data(), t_of.data()};
+    const NormGrad norm(strips, {gamma, gammas}, {a, as}, {u, us}, {v, vs}, {t, ts});
     const Draws draws(*draw_op.best().table, stream, n, order, strips.tile(kTile));
     will_fill(codes, n);
     const int workers = useful_threads(threads, n, kGrain);
@@ -165,7 +162,7 @@ SB_EXPORT const char* sb_norm_grad_codes(
         const i8* k = ks[w].span(begin, end);
         strips.visit(begin, end, [&](i64 at, i64 rows, i64 columns, i64 slot) {
             kernel.table->norm_grad_codes(
-                g + at, k + (at - begin), operands, slot, inv.data(), high, bits ? bits + (at - begin) : nullptr, rows,
+                g + at, k + (at - begin), norm.operands, slot, inv.data(), high, bits ? bits + (at - begin) : nullptr, rows,
                 columns, codes + at);
         });
     });

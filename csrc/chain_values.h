@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "chain.h"
 #include "numerics.h"
 #include "strips.h"
 
@@ -28,5 +29,24 @@ inline std::vector<float> inverse_steps(const Strips& strips, Values<float> r, V
         return shift.p ? inv * power_of_two(shift[c]) : inv;
     });
 }
+
+// The operands of a norm's gradient by slot.
+struct NormGrad {
+    std::vector<i32> gamma;
+    std::vector<float> a, offset[3];
+    GradOperands operands;
+
+    NormGrad(const NormGrad&) = delete;  // the operands point into the vectors
+    NormGrad(
+        const Strips& strips, Values<i8> gammas, Values<float> as, Values<float> u, Values<float> v, Values<float> t)
+        : gamma(gammas.spread<i32>(strips)), a(as.spread<float>(strips)) {
+        operands = {gamma.data(), a.data(), {}};
+        for (int s = 0; s < 3; ++s) {
+            const float sign = static_cast<float>(s - 1);
+            offset[s] = strips.spread<float>([&](i64 c) { return u[c] + v[c] * (sign - t[c]); });
+            operands.offset[s] = offset[s].data();
+        }
+    }
+};
 
 }  // namespace sb

@@ -1,11 +1,28 @@
-// Advice on pages. See memory.h.
+// Advice on pages, and scratch memory. See memory.h.
 #include "memory.h"
+
+#include <cstdlib>
+#include <new>
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
 namespace sb {
+namespace {
+
+constexpr i64 kMostKept = 64 << 20;  // bytes of a block that is kept
+constexpr int kBlocks = 2;           // as many as one call has at a time
+
+struct Kept {
+    Scratch::Block blocks[kBlocks] = {};
+    ~Kept() {
+        for (const auto& b : blocks) std::free(b.p);
+    }
+};
+thread_local Kept kept;
+
+}  // namespace
 
 void will_fill(void* p, i64 bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
@@ -16,6 +33,28 @@ void will_fill(void* p, i64 bytes) {
 #else
     (void)p, (void)bytes;
 #endif
+}
+
+Scratch::Scratch(i64 bytes) : block_{nullptr, 0} {
+    for (Block& b : kept.blocks)
+        if (b.bytes > block_.bytes) block_ = b;
+    for (Block& b : kept.blocks)
+        if (b.p == block_.p) b = {};
+    if (block_.bytes >= bytes) return;
+    std::free(block_.p);
+    block_ = {std::malloc(static_cast<size_t>(bytes)), bytes};
+    if (!block_.p) throw std::bad_alloc();
+    will_fill(block_.p, bytes);
+}
+
+Scratch::~Scratch() {
+    if (block_.bytes <= kMostKept)
+        for (Block& b : kept.blocks)
+            if (!b.p) {
+                b = block_;
+                return;
+            }
+    std::free(block_.p);
 }
 
 }  // namespace sb

@@ -1,4 +1,4 @@
-// Large outputs on large pages: a fresh 8 MiB buffer costs 2,048 faults of 4 KiB, more than the pass that fills it.
+// Memory and its pages: large outputs on large pages, and memory for the time of a call that a thread uses again.
 #pragma once
 
 #include "subbyte.h"
@@ -6,6 +6,25 @@
 namespace sb {
 
 // Tell the system that [p, p + bytes) is about to be written throughout. Nothing happens to small or used memory.
+// A fresh 8 MiB buffer costs 2,048 faults of 4 KiB, more than the pass that fills it.
 void will_fill(void* p, i64 bytes);
+
+// Uninitialized memory for the time of a call. A thread keeps what it had last, up to a bound, for its next calls.
+class Scratch {
+public:
+    explicit Scratch(i64 bytes);
+    ~Scratch();
+    Scratch(const Scratch&) = delete;
+    template <class T>
+    T* as() const { return static_cast<T*>(block_.p); }
+
+    struct Block {
+        void* p;
+        i64 bytes;
+    };
+
+private:
+    Block block_;
+};
 
 }  // namespace sb

@@ -6,15 +6,25 @@
 
 namespace sb {
 
+// k -> rint(k unit), clamped to +-high, with unit = 2^-drop: narrow_codes
+struct Narrowing {
+    float unit, high;
+};
+// k of `bits` bits in saved_bits; as it is where those are not fewer
+inline Narrowing narrowing(int bits, int saved_bits) {
+    if (saved_bits >= bits) return {1.0f, 127.0f};
+    return {1.0f / static_cast<float>(1 << (bits - saved_bits)), static_cast<float>((1 << (saved_bits - 1)) - 1)};
+}
+
 // Passes over elements, in memory order. Each float operation rounds by itself, left to right.
 struct NormPassKernels {
-    // k = round(to_fixed(float(count q - total) * factor)),  y = float(k gamma) * scale + beta
+    // k = round(to_fixed(float(count q - total) * factor)),  y = float(k gamma) * scale + beta; k is kept narrowed
     void (*apply_signed)(
         const i8* q, Lane<i32> total, Lane<float> factor, Lane<float> gamma, Lane<float> scale, Lane<float> beta,
-        i32 count, float high, i64 n, float* y, i8* k);
+        i32 count, float high, Narrowing saved, i64 n, float* y, i8* k);
     void (*apply_unsigned)(
         const u8* q, Lane<i32> total, Lane<float> factor, Lane<float> gamma, Lane<float> scale, Lane<float> beta,
-        i32 count, float high, i64 n, float* y, i8* k);
+        i32 count, float high, Narrowing saved, i64 n, float* y, i8* k);
     // dx = a * (float(gamma g) - (u + v * (s - t))),  s = sign(k), or k for L2
     void (*grad_apply)(
         const i8* g, const i8* k, Lane<i32> gamma, Lane<float> a, Lane<float> u, Lane<float> v, Lane<float> t, bool l2,
@@ -43,5 +53,30 @@ struct NormSumKernels {
     void (*grad_row)(const i8* g, const i8* k, const i16* gamma, i64 n, i64* sums);
 };
 static_assert(kMaxRows * 128 * 128 <= INT32_MAX, "the bound of `grad` and `squares`");
+
+// A value for each index of an axis: element i takes value (i / inner) % channels.
+template <class T>
+struct AlongAxis {
+    const T* p;
+    i64 channels, inner;
+};
+
+// norm_apply of ops/norm.py. k: bytes, or nullptr: then `saved` takes it in saved_bits, packed. Returns the kernel.
+struct NormApply {
+    const void* q;
+    bool is_signed;
+    i64 n;
+    AlongAxis<i64> total;  // along factor's axis
+    AlongAxis<float> factor;
+    AlongAxis<i8> gamma;
+    AlongAxis<float> scale, beta;
+    i64 count;
+    int bits;
+    float* y;
+    i8* k;
+    u8* saved;
+    int saved_bits;
+};
+const char* norm_apply(const NormApply& call, int threads);
 
 }  // namespace sb

@@ -9,14 +9,16 @@
 #include "cpu_features.h"
 #include "memory.h"
 #include "norm.h"
+#include "pack.h"
 #include "parallel.h"
 
 namespace sb {
 namespace {
 
 Op<NormPassKernels> apply_op{"norm_apply"}, grad_op{"norm_grad_apply"};
+Op<PackKernels> pack_op{"pack_codes"};
 
-constexpr i64 kBlock = 1 << 14;  // elements in a task
+constexpr i64 kBlock = 1 << 14;  // elements in a task, a multiple of 8
 constexpr i64 kGrain = 1 << 13;  // elements that are worth a second thread
 
 // The distinct axes of a call's operands, each located once for a piece.
@@ -74,13 +76,14 @@ std::vector<To> converted(const From* v, i64 n) { return std::vector<To>(v, v + 
 template <class Code>
 void apply_wide(
     const Code* q, Lane<i64> total, Lane<float> factor, Lane<float> gamma, Lane<float> scale, Lane<float> beta,
-    i64 count, float high, i64 n, float* y, i8* k) {
+    i64 count, float high, Narrowing saved, i64 n, float* y, i8* k) {
     for (i64 i = 0; i < n; ++i) {
         const float v = static_cast<float>(count * q[i] - total.p[total.step * i]) * factor.p[factor.step * i];
         const float clamped = v < -high ? -high : v > high ? high : v;
         const i32 t = std::isnan(v) ? 0 : static_cast<i32>(std::lrintf(clamped));
         const i32 rounded = (t + 0x7FFF + ((t >> 16) & 1)) >> 16;
-        k[i] = static_cast<i8>(rounded);
+        const float kept = std::rint(static_cast<float>(rounded) * saved.unit);
+        k[i] = static_cast<i8>(std::min(std::max(kept, -saved.high), saved.high));
         const i32 by = static_cast<i32>(gamma.p[gamma.step * i]);
         y[i] = static_cast<float>(rounded * by) * scale.p[scale.step * i] + beta.p[beta.step * i];
     }
@@ -94,6 +97,66 @@ bool fits_in_32_bits(i64 count, const i64* total, i64 n) {
 }
 
 }  // namespace
+
+const char* norm_apply(const NormApply& call, int threads) {
+    const i64 n = call.n, stat_channels = call.factor.channels, stat_inner = call.factor.inner, count = call.count;
+    const auto kernel = apply_op.best();
+    if (n == 0) return kernel.name;  // an operand may be empty too
+    const i64* total = call.total.p;
+    const bool narrow = fits_in_32_bits(count, total, stat_channels);
+    Layout layout(n);
+    const Field<i32> totals(layout, converted<i32>(total, stat_channels), stat_channels, stat_inner);
+    const Field<i64> wide_totals(layout, narrow ? nullptr : total, narrow ? 1 : stat_channels, narrow ? n : stat_inner);
+    const Field<float> factors(layout, call.factor.p, stat_channels, stat_inner);
+    const Field<float> gammas(
+        layout, converted<float>(call.gamma.p, call.gamma.channels), call.gamma.channels, call.gamma.inner);
+    const Field<float> scales(layout, call.scale.p, call.scale.channels, call.scale.inner);
+    const Field<float> betas(layout, call.beta.p, call.beta.channels, call.beta.inner);
+    const float high = static_cast<float>(((1 << (call.bits - 1)) - 1) << 16);
+    const Narrowing saved = narrowing(call.bits, call.k ? call.bits : call.saved_bits);
+    const PackKernels& pack = *pack_op.best().table;
+    will_fill(call.y, n * static_cast<i64>(sizeof(float)));
+    if (call.k) will_fill(call.k, n);
+
+    parallel(useful_threads(threads, n, kGrain), ceil_div(n, kBlock), [&](i64 task, int) {
+        alignas(64) i8 tile[kBlock];
+        i64 at[kMaxAxes + 1];
+        i32 total_one[kLanes];
+        i64 wide_one[kLanes];
+        float factor_one[kLanes], gamma_one[kLanes], scale_one[kLanes], beta_one[kLanes];
+        const i64 first = task * kBlock, stop = std::min(first + kBlock, n);
+        i8* ks = call.k ? call.k + first : tile;
+        for (i64 i = first, piece; i < stop; i += piece) {
+            piece = layout.locate(i, stop, at);
+            const auto f = factors.lane(at, factor_one), s = scales.lane(at, scale_one), b = betas.lane(at, beta_one);
+            const auto m = gammas.lane(at, gamma_one);
+            const auto* codes = static_cast<const i8*>(call.q) + i;
+            const auto* bytes = reinterpret_cast<const u8*>(codes);
+            float* y = call.y + i;
+            i8* k = ks + (i - first);
+            if (!narrow) {
+                const auto w = wide_totals.lane(at, wide_one);
+                if (call.is_signed)
+                    apply_wide(codes, w, f, m, s, b, count, high, saved, piece, y, k);
+                else
+                    apply_wide(bytes, w, f, m, s, b, count, high, saved, piece, y, k);
+                continue;
+            }
+            const auto t = totals.lane(at, total_one);
+            const i32 n32 = static_cast<i32>(count);
+            if (call.is_signed)
+                kernel.table->apply_signed(codes, t, f, m, s, b, n32, high, saved, piece, y, k);
+            else
+                kernel.table->apply_unsigned(bytes, t, f, m, s, b, n32, high, saved, piece, y, k);
+        }
+        if (!call.k) {
+            const auto* codes = reinterpret_cast<const u8*>(tile);
+            pack_run(pack, codes, stop - first, call.saved_bits, call.saved + first / 8 * call.saved_bits);
+        }
+    });
+    return narrow ? kernel.name : "norm_apply_int64";
+}
+
 }  // namespace sb
 
 // Operands: (values, channels, inner), as in broadcast.h. total has factor's axis.
@@ -102,50 +165,11 @@ SB_EXPORT const char* sb_norm_apply(
     sb::i64 stat_inner, const sb::i8* gamma, sb::i64 gamma_channels, sb::i64 gamma_inner, const float* scale,
     sb::i64 scale_channels, sb::i64 scale_inner, const float* beta, sb::i64 beta_channels, sb::i64 beta_inner,
     sb::i64 count, int bits, float* y, sb::i8* k, int threads) {
-    using namespace sb;
-    if (n == 0) return apply_op.best().name;  // an operand may be empty too
-    const bool narrow = fits_in_32_bits(count, total, stat_channels);
-    Layout layout(n);
-    const Field<i32> totals(layout, converted<i32>(total, stat_channels), stat_channels, stat_inner);
-    const Field<i64> wide_totals(layout, narrow ? nullptr : total, narrow ? 1 : stat_channels, narrow ? n : stat_inner);
-    const Field<float> factors(layout, factor, stat_channels, stat_inner);
-    const Field<float> gammas(layout, converted<float>(gamma, gamma_channels), gamma_channels, gamma_inner);
-    const Field<float> scales(layout, scale, scale_channels, scale_inner);
-    const Field<float> betas(layout, beta, beta_channels, beta_inner);
-    const float high = static_cast<float>(((1 << (bits - 1)) - 1) << 16);
-    const auto kernel = apply_op.best();
-    will_fill(y, n * static_cast<i64>(sizeof(float)));
-    will_fill(k, n);
-
-    parallel(useful_threads(threads, n, kGrain), ceil_div(n, kBlock), [&](i64 task, int) {
-        i64 at[kMaxAxes + 1];
-        i32 total_one[kLanes];
-        i64 wide_one[kLanes];
-        float factor_one[kLanes], gamma_one[kLanes], scale_one[kLanes], beta_one[kLanes];
-        const i64 stop = std::min((task + 1) * kBlock, n);
-        for (i64 i = task * kBlock, piece; i < stop; i += piece) {
-            piece = layout.locate(i, stop, at);
-            const auto f = factors.lane(at, factor_one), s = scales.lane(at, scale_one), b = betas.lane(at, beta_one);
-            const auto m = gammas.lane(at, gamma_one);
-            const auto* codes = static_cast<const i8*>(q) + i;
-            const auto* bytes = reinterpret_cast<const u8*>(codes);
-            if (!narrow) {
-                const auto w = wide_totals.lane(at, wide_one);
-                if (is_signed)
-                    apply_wide(codes, w, f, m, s, b, count, high, piece, y + i, k + i);
-                else
-                    apply_wide(bytes, w, f, m, s, b, count, high, piece, y + i, k + i);
-                continue;
-            }
-            const auto t = totals.lane(at, total_one);
-            const i32 n32 = static_cast<i32>(count);
-            if (is_signed)
-                kernel.table->apply_signed(codes, t, f, m, s, b, n32, high, piece, y + i, k + i);
-            else
-                kernel.table->apply_unsigned(bytes, t, f, m, s, b, n32, high, piece, y + i, k + i);
-        }
-    });
-    return narrow ? kernel.name : "norm_apply_int64";
+    const sb::NormApply call{
+        q, is_signed != 0, n, {total, stat_channels, stat_inner}, {factor, stat_channels, stat_inner},
+        {gamma, gamma_channels, gamma_inner}, {scale, scale_channels, scale_inner}, {beta, beta_channels, beta_inner},
+        count, bits, y, k, nullptr, 0};
+    return sb::norm_apply(call, threads);
 }
 
 SB_EXPORT const char* sb_norm_grad_apply(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from ._cpu_call import axes, call, dense, geometry
 from ._native import INT, INT64, POINTER, function
 
 _OPERAND = (POINTER, INT64, INT64)  # values, channels, inner
-_MAX_COUNT = 1 << 24  # codes of one statistic, as in ops.norm
+MAX_COUNT = 1 << 24  # codes of one statistic, as in ops.norm
 
 _stats = function("sb_norm_stats", POINTER, INT, INT64, INT64, INT64, INT, *(POINTER,) * 4, INT)
 _grad_stats = function(
@@ -18,6 +20,10 @@ _grad_stats = function(
 _grad_stats_rows = function(
     "sb_norm_grad_stats_rows", POINTER, POINTER, INT64, INT64, POINTER, INT64, *(POINTER,) * 5, INT
 )
+_grad_stats_groups = function(
+    "sb_norm_grad_stats_groups", POINTER, POINTER, *(INT64,) * 4, POINTER, INT64, *(POINTER,) * 5, INT
+)
+_uncentred = function("sb_norm_stats_uncentred", POINTER, INT, INT64, INT64, INT64, INT, POINTER, POINTER, INT)
 _apply = function(
     "sb_norm_apply",
     *(POINTER, INT, INT64, POINTER, *_OPERAND),
@@ -31,9 +37,9 @@ def norm_stats(q: Tensor, dims: list[int], l2: bool) -> tuple[Tensor, Tensor, Te
     if not _are(q, dtypes=(torch.int8, torch.uint8)) or q.numel() == 0:
         return NotImplemented
     q = dense(q)
-    kept, shape = _kept(q, dims)
+    kept, shape = kept_axes(q, dims)
     axis = axes(q, kept)
-    if axis is None or q.numel() // axis[0] > _MAX_COUNT:
+    if axis is None or q.numel() // axis[0] > MAX_COUNT:
         return NotImplemented
     out = [torch.empty(shape, dtype=torch.int64) for _ in range(4)]
     signed = q.dtype == torch.int8
@@ -65,6 +71,53 @@ def norm_apply(
     return (y, k) if done else NotImplemented
 
 
+def norm_stats_uncentred(q: Tensor, dims: list[int], l2: bool) -> tuple[Tensor, Tensor]:
+    if not _are(q, dtypes=(torch.int8,)) or q.numel() == 0:
+        return NotImplemented
+    q = dense(q)
+    kept, shape = kept_axes(q, dims)
+    axis = axes(q, kept)
+    if axis is None or q.numel() // axis[0] > MAX_COUNT:
+        return NotImplemented
+    spread, most = (torch.empty(shape, dtype=torch.int64) for _ in range(2))
+    pointers = (spread.data_ptr(), most.data_ptr())
+    done = call("norm_stats_uncentred", _uncentred, q.data_ptr(), True, *_whole(q, axis), l2, *pointers)
+    return (spread, most) if done else NotImplemented
+
+
+class GradientKind(NamedTuple):
+    """How the sums of a norm's gradient lie in memory.
+
+    code    0: statistics are the parameters' channels; 1: statistics are rows, parameters columns; 2: a statistic is
+            `group` neighbouring channels of a sample
+    params  how many sums the gradients of gamma and beta are, each over runs of `run` elements; shape: theirs
+    """
+
+    code: int
+    params: int
+    run: int
+    group: int
+    shape: list[int]
+
+
+def gradient_kind(g: Tensor, dims: list[int], param_dims: list[int]) -> GradientKind | None:
+    (kept, _), (kept_param, shape) = kept_axes(g, dims), kept_axes(g, param_dims)
+    axis, param = axes(g, kept), axes(g, kept_param)
+    n = g.numel()
+    if axis is None or param is None or n // min(axis[0], param[0]) > MAX_COUNT:
+        return None
+    if axis == param:
+        return GradientKind(0, *param, 1, shape)
+    if axis[0] * axis[1] != n:
+        return None
+    if param == ((axis[1], 1) if axis[1] > 1 else (1, n)):
+        return GradientKind(1, *param, 1, shape)
+    group, rest = divmod(axis[1], param[1])
+    if rest or param[0] % group or (n // (param[0] * param[1])) * param[0] // group != axis[0]:
+        return None
+    return GradientKind(2, *param, group, shape)
+
+
 def norm_grad_stats(
     q_g: Tensor, k: Tensor, q_gamma: Tensor, dims: list[int], param_dims: list[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -72,22 +125,20 @@ def norm_grad_stats(
         return NotImplemented
     g = dense(q_g)
     k, n = _like(g, k), g.numel()
-    (kept, stat_shape), (kept_param, param_shape) = _kept(g, dims), _kept(g, param_dims)
-    axis, param = axes(g, kept), axes(g, kept_param)
-    if axis is None or param is None or n // min(axis[0], param[0]) > _MAX_COUNT:
-        return NotImplemented
+    (kept, stat_shape), kind = kept_axes(g, dims), gradient_kind(g, dims, param_dims)
     gamma = q_gamma.contiguous()
-    if gamma.numel() != 1 and (gamma.numel() != param[0] or geometry(g, gamma) != param):
+    if kind is None or (gamma.numel() != 1 and geometry(g, gamma) != (kind.params, kind.run)):
         return NotImplemented
-    out = [torch.empty(s, dtype=torch.int64) for s in (*(stat_shape,) * 3, *(param_shape,) * 2)]
+    axis = axes(g, kept)
+    assert axis is not None, "or there were no kind"
+    out = [torch.empty(s, dtype=torch.int64) for s in (*(stat_shape,) * 3, *(kind.shape,) * 2)]
     pointers = (gamma.data_ptr(), gamma.numel(), *(t.data_ptr() for t in out))
-    rows, columns = axis
-    if axis == param:
-        done = call("norm_grad_stats", _grad_stats, g.data_ptr(), k.data_ptr(), *_whole(g, axis), *pointers)
-    elif rows * columns == n and param == ((columns, 1) if columns > 1 else (1, n)):
-        done = call("norm_grad_stats", _grad_stats_rows, g.data_ptr(), k.data_ptr(), rows, columns, *pointers)
-    else:
-        return NotImplemented
+    function, sizes = {
+        0: (_grad_stats, _whole(g, axis)),
+        1: (_grad_stats_rows, axis),
+        2: (_grad_stats_groups, (n // (kind.params * kind.run), kind.params, kind.run, kind.group)),
+    }[kind.code]
+    done = call("norm_grad_stats", function, g.data_ptr(), k.data_ptr(), *sizes, *pointers)
     return (out[0], out[1], out[2], out[3], out[4]) if done else NotImplemented
 
 
@@ -110,7 +161,7 @@ def _are(*tensors: Tensor, dtypes: tuple[torch.dtype, ...]) -> bool:
     return all(t.device.type == "cpu" and t.dtype in dtypes for t in tensors)
 
 
-def _kept(q: Tensor, dims: list[int]) -> tuple[list[int], list[int]]:
+def kept_axes(q: Tensor, dims: list[int]) -> tuple[list[int], list[int]]:
     """(the axes that dims leave, the shape of a statistic)."""
     reduced = {d % q.ndim for d in dims}
     return [i for i in range(q.ndim) if i not in reduced], [1 if i in reduced else s for i, s in enumerate(q.shape)]
@@ -141,4 +192,4 @@ def _pointers(operands: list[tuple[Tensor, int, int]]) -> list[int]:
     return [item for v, channels, inner in operands for item in (v.data_ptr(), channels, inner)]
 
 
-OPS = (norm_stats, norm_apply, norm_grad_stats, norm_grad_apply)
+OPS = (norm_stats, norm_stats_uncentred, norm_apply, norm_grad_stats, norm_grad_apply)
