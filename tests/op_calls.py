@@ -10,6 +10,7 @@ from torch import Tensor
 
 from chain_calls import CALLS as CHAIN_CALLS
 from constants_calls import CALLS as CONSTANTS_CALLS
+from norm_layer_calls import CALLS as NORM_LAYER_CALLS
 from subbyte.numerics import IntFormat
 
 LAST = torch.channels_last
@@ -257,5 +258,5 @@ CALLS: dict[str, Callable[[int], list[tuple]]] = {
 CALLS["norm_stats_uncentred"] = norm_stats
 CALLS["scaled_conv2d_amax"] = scaled_conv2d
 CALLS["scaled_conv2d_grad_input_amax"] = scaled_conv2d_grad_input
-CALLS.update(CHAIN_CALLS | CONSTANTS_CALLS)
+CALLS.update(CHAIN_CALLS | CONSTANTS_CALLS | NORM_LAYER_CALLS)
 """op -> its argument lists; the number makes them larger, so that several threads have work."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import chain_calls
+import norm_layer_calls
 import op_calls
 from kernel_table import EVERY_ISA, isas_of_cpu, kernel_for
 from subbyte import ops
@@ -29,14 +30,15 @@ PLANES = ("conv2d_planes", "conv2d_planes_grad_input", "conv2d_planes_grad_weigh
 ELEMENTS = ("amax", "quantize_nearest", "quantize_sr", "norm_stats", "norm_apply", "norm_grad_stats", "norm_grad_apply")
 PACKS = ("pack_codes", "unpack_codes")
 CHAINS = tuple(chain_calls.CALLS)
+NORMS = ("norm_stats_uncentred", *norm_layer_calls.CALLS)
 INTEGERS = "integer_pass"
 OWN = {
-    "portable": {*PRODUCTS, *PLANES, *ELEMENTS, *CHAINS, *PACKS, INTEGERS, "narrow_codes"},
-    "neon": {*PRODUCTS, *PLANES, *ELEMENTS, *CHAINS},
+    "portable": {*PRODUCTS, *PLANES, *ELEMENTS, *NORMS, *CHAINS, *PACKS, INTEGERS, "narrow_codes"},
+    "neon": {*PRODUCTS, *PLANES, *ELEMENTS, *NORMS, *CHAINS},
     "neondot": {*PRODUCTS, *WINOGRAD},
-    "avx2": {*PRODUCTS, *PLANES, *ELEMENTS, *CHAINS, INTEGERS, *PACKS},
+    "avx2": {*PRODUCTS, *PLANES, *ELEMENTS, *NORMS, *CHAINS, INTEGERS, *PACKS},
     "avxvnni": {*PRODUCTS, *WINOGRAD},
-    "avx512vnni": {INTEGERS, *PRODUCTS, *WINOGRAD, *PLANES, *ELEMENTS, *CHAINS},
+    "avx512vnni": {INTEGERS, *PRODUCTS, *WINOGRAD, *PLANES, *ELEMENTS, *NORMS, *CHAINS},
 }
 """ISA -> the ops that it has a kernel of its own for; the others it takes from the next lower ISA."""
 
@@ -95,6 +97,7 @@ def norm(name: str) -> list[tuple]:
     floats = [x_of(len(q), 1).clamp(-1, 1) for _ in range(4)]
     return {
         "norm_stats": [(q, [1], False), (q.view(torch.uint8), [0], True)],
+        "norm_stats_uncentred": [(q, [dim], l2) for dim in (0, 1) for l2 in (False, True)],
         "norm_apply": [(q, total, floats[0] * 100, q.shape[1], 6, gamma, floats[1], floats[2])],
         "norm_grad_stats": [(q, q.flip(0), gamma, [1], [0])],
         "norm_grad_apply": [(q, q.flip(0), gamma, *floats, l2) for l2 in (False, True)],
@@ -136,6 +139,8 @@ CASES = {
     "conv2d_planes_grad_weight": lambda: ("scaled_conv2d_grad_weight", convolution(2, 6, 6, 6)),
     **{name: lambda name=name: (name, norm(name)) for name in ELEMENTS[3:]},
     **{name: lambda name=name: (name, chain_calls.CALLS[name](3)) for name in CHAINS},
+    **{name: lambda name=name: (name, norm_layer_calls.CALLS[name](3)) for name in NORMS[1:]},
+    "norm_stats_uncentred": lambda: ("norm_stats_uncentred", norm("norm_stats_uncentred")),
     INTEGERS: lambda: ("int_quantize", op_calls.int_quantize(3)),  # of the four ops that share the table
 }
 """Op of the table -> the registered op that runs it, and its arguments."""

@@ -10,7 +10,7 @@
 Without centring (RMSNorm) mu = 0, and the terms mean(h) and mean(t) go.
 
 x, xhat, gamma, g travel as codes; every sum is a sum of integers (ops.norm). Between the sums stand a few float64
-operations on one number for each statistic, below, which every backend shares.
+operations on one number for each statistic (ops.constants). A whole layer is one op (ops.norm_layer).
 Sources: Guo et al., arXiv 2411.10948 (fully quantized L1 normalization, reconstructed); Wu et al., arXiv 1802.09769.
 """
 
@@ -27,9 +27,8 @@ from . import ops
 from .autograd import Restorer, Saver
 from .numerics import draw_stream
 from .observe import LayerRecord
-from .ops import constants
-from .ops import norm as norm_ops
 from .ops.constants import L1_FACTOR
+from .ops.norm_layer import norm_backward, norm_forward
 from .qtensor import QTensor
 from .scheme import NormScheme
 
@@ -84,22 +83,18 @@ class QuantizedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x, gamma, beta, geo: Geometry, scheme: NormScheme, eps: float, stream, record: LayerRecord):
-        l2, n = scheme.kind == "l2", norm_ops.count(x.shape, geo.dims)
-        saver = Saver()
+        l2, saver = scheme.kind == "l2", Saver()
         with ops.recording(record.kernels), torch.autocast(x.device.type, enabled=False):
-            q_gamma = None
             if scheme.is_float:
                 y, mu, d, k = _float_forward(x, gamma, beta, geo, l2, eps)
+                kept = [k, d, gamma]
             else:
-                q_gamma = codes_of_gamma(gamma, x, scheme)
-                qx = _codes_of_input(x, geo, scheme, record)
-                y, mu, d, k = _forward(qx, q_gamma, beta, geo, scheme, n, eps)
-                k = ops.narrow(k, scheme.format("saved").bits)
+                y, mu, *kept = _forward(x, gamma, beta, geo, scheme, eps, record)
+                d = kept[-1]
             if any(ctx.needs_input_grad[:3]):
-                ctx.k, ctx.q_gamma, ctx.d = saver.keep(k), saver.keep(q_gamma), saver.keep(d)
-                ctx.gamma, ctx.stream = saver.keep(gamma if scheme.is_float else None), saver.keep(stream)
+                ctx.kept, ctx.stream = [saver.keep(t) for t in kept], saver.keep(stream)
         ctx.save_for_backward(*saver.tensors)
-        ctx.geo, ctx.scheme, ctx.n, ctx.record, ctx.x_dtype = geo, scheme, n, record, x.dtype
+        ctx.geo, ctx.scheme, ctx.record, ctx.x_dtype, ctx.stride = geo, scheme, record, x.dtype, y.stride()
         ctx.params = [None if p is None else (p.shape, p.dtype) for p in (gamma, beta)]
         ctx.mark_non_differentiable(mu, d)
         return y.to(x.dtype), mu, d
@@ -108,13 +103,13 @@ class QuantizedNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor, *_unused):
         restore = Restorer(ctx.saved_tensors)
-        k, d, l2 = restore(ctx.k), restore(ctx.d), ctx.scheme.kind == "l2"
+        kept, stream = [restore(recipe) for recipe in ctx.kept], restore(ctx.stream)
         with ops.recording(ctx.record.kernels), torch.autocast(g.device.type, enabled=False):
             if ctx.scheme.is_float:
-                grads = _float_backward(g, k, d, restore(ctx.gamma), ctx.geo, l2)
+                k, d, gamma = kept
+                grads = _float_backward(g, k, d, gamma, ctx.geo, ctx.scheme.kind == "l2")
             else:
-                qg = _codes_of_gradient(g, ctx.geo, ctx.scheme, restore(ctx.stream), ctx.record)
-                grads = _backward(qg, k, restore(ctx.q_gamma), d, ctx.geo, l2, ctx.n)
+                grads = _backward(_laid_out(g, ctx.stride), kept, stream, ctx.geo, ctx.scheme, ctx.record)
         dx, *params = grads
         shaped = [
             None if like is None or not need else p.reshape(like[0]).to(like[1])
@@ -123,16 +118,24 @@ class QuantizedNorm(torch.autograd.Function):
         return dx.to(ctx.x_dtype) if ctx.needs_input_grad[0] else None, *shaped, None, None, None, None, None
 
 
-def _codes_of_input(x: Tensor, geo: Geometry, scheme: NormScheme, record: LayerRecord) -> QTensor:
-    """x with a scale for each statistic."""
+def _range_of_input(x: Tensor, geo: Geometry, scheme: NormScheme, record: LayerRecord) -> Tensor:
+    """R of x, one for each statistic."""
     quantizer = scheme.quantizer("input", 0 if geo.lead else geo.input_axis)
     rows = x.flatten(0, geo.lead - 1) if geo.lead else x
-    q = quantizer(rows)
-    record.measure("activation", rows, q, quantizer)
+    if record.armed:
+        record.measure("activation", rows, quantizer(rows), quantizer)
+    r, _, _ = quantizer.ranges(rows.detach())
     if not geo.lead:
-        return q
-    lead = x.shape[: geo.lead] if q.scale.numel() > 1 else [1] * geo.lead
-    return QTensor(q.codes.view(x.shape), q.scale.view(*lead, *q.scale.shape[1:]), q.format)
+        return r
+    lead = x.shape[: geo.lead] if r.numel() > 1 else [1] * geo.lead
+    return r.view(*lead, *r.shape[1:])
+
+
+def _laid_out(g: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """g in the memory order of the layer's input."""
+    if all(a == b for a, b, n in zip(g.stride(), stride, g.shape) if n > 1):
+        return g
+    return torch.empty_strided(g.shape, stride, dtype=g.dtype, device=g.device).copy_(g)
 
 
 def codes_of_gamma(gamma: Tensor | None, x: Tensor, scheme: NormScheme) -> QTensor:
@@ -151,29 +154,24 @@ def _codes_of_gradient(g: Tensor, geo: Geometry, scheme: NormScheme, stream, rec
     return qg
 
 
-def _forward(qx: QTensor, q_gamma: QTensor, beta, geo: Geometry, scheme: NormScheme, n: int, eps: float):
-    if geo.centred:
-        total, spread, least, greatest = norm_ops.norm_stats(qx.codes, list(geo.dims), scheme.kind == "l2")
-        count = n
-    else:
-        spread, greatest = norm_ops.norm_stats_uncentred(qx.codes, list(geo.dims), scheme.kind == "l2")
-        total, least, count = torch.zeros_like(spread), -greatest, 1
-    fmt = scheme.format("normalized")
-    mu, d, factor, scale = constants.norm_constants(
-        qx.scale, total, spread, least, greatest, n, count, scheme.kind == "l2", eps, fmt.bits, list(geo.param_dims)
-    )
-    beta = torch.zeros([1] * qx.codes.ndim, device=qx.device) if beta is None else beta.float()
-    y, k = norm_ops.norm_apply(qx.codes, total, factor, count, fmt.bits, q_gamma.codes, scale * q_gamma.scale, beta)
-    return y, mu, d, QTensor(k, scale, fmt)
+def _forward(x: Tensor, gamma, beta, geo: Geometry, scheme: NormScheme, eps: float, record: LayerRecord):
+    """(y, mu, what backward takes: packed xhat, its scale, the codes of gamma, their scale, D)."""
+    r = _range_of_input(x, geo, scheme, record)
+    bits = (scheme.format(t).bits for t in ("input", "normalized", "saved", "weight"))
+    form = (list(geo.dims), list(geo.param_dims), eps, *bits, scheme.kind == "l2", geo.centred)
+    y, saved, scale, q_gamma, s_gamma, mu, d = norm_forward(x, r, gamma, beta, *form)
+    return y, mu, saved, scale, q_gamma, s_gamma, d
 
 
-def _backward(qg: QTensor, k: QTensor, q_gamma: QTensor, d: Tensor, geo: Geometry, l2: bool, n: int):
-    sum_h, sum_hk, sum_t, sum_g, sum_gk = norm_ops.norm_grad_stats(
-        qg.codes, k.codes, q_gamma.codes, list(geo.dims), list(geo.param_dims)
-    )
-    auvt = constants.norm_grad_constants(qg.scale, k.scale, q_gamma.scale, d, sum_h, sum_hk, sum_t, n, geo.centred, l2)
-    dx = norm_ops.norm_grad_apply(qg.codes, k.codes, q_gamma.codes, *auvt, l2)
-    return dx, sum_gk.float() * (qg.scale * k.scale), sum_g.float() * qg.scale
+def _backward(g: Tensor, kept: list[Tensor], stream, geo: Geometry, scheme: NormScheme, record: LayerRecord):
+    quantizer = scheme.quantizer("gradient", geo.gradient_axis, "stochastic")
+    stream = draw_stream(1, g.device)[0] if stream is None else stream  # a layer in eval mode: not drawn yet
+    if record.armed:
+        record.measure("gradient", g, quantizer(g, stream), quantizer)
+    r, _, _ = quantizer.ranges(g)
+    bits = (scheme.format(t).bits for t in ("gradient", "saved"))
+    form = (list(geo.dims), list(geo.param_dims), *bits, scheme.kind == "l2", geo.centred)
+    return norm_backward(g, r, stream, *kept, *form)
 
 
 def _float_forward(x: Tensor, gamma, beta, geo: Geometry, l2: bool, eps: float):

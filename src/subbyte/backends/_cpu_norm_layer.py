@@ -28,13 +28,14 @@ _backward = function(
 
 
 class _Axes(NamedTuple):
-    """Where the statistics of a dense tensor lie, and the scale of xhat, each (channels, inner); shapes; the count."""
+    """Where the statistics of a dense tensor lie, and the scale of xhat, each (channels, inner); their shapes; of how
+    many elements a statistic is."""
 
     statistic: tuple[int, int]
     scale: tuple[int, int]
     statistic_shape: list[int]
     scale_shape: list[int]
-    count: int
+    elements: int
 
 
 def norm_forward(
@@ -60,7 +61,7 @@ def norm_forward(
         "norm_forward",
         _forward,
         *(x32.data_ptr(), x32.numel(), r.data_ptr(), *r_axis, *_operand(weights), *_operand(offsets)),
-        *(*found.statistic, *found.scale, found.count, eps, _L1_FACTOR),
+        *(*found.statistic, *found.scale, found.elements, eps, _L1_FACTOR),
         *(input_bits, bits, saved_bits, weight_bits, l2, centred, *(t.data_ptr() for t in results)),
     )
     return results if done else NotImplemented
@@ -90,7 +91,7 @@ def norm_backward(
         _backward,
         *(g32.data_ptr(), g32.numel(), r.data_ptr(), *r_axis, stream.data_ptr(), *order, saved.data_ptr(), saved_bits),
         *(s_k.data_ptr(), s_k.numel(), q_gamma.data_ptr(), *weight_axis, s_gamma.data_ptr(), d.data_ptr()),
-        *(*found.statistic, kind.params, kind.code, kind.run, found.count, _L1_FACTOR, bits, l2, centred),
+        *(*found.statistic, kind.params, kind.code, kind.run, found.elements, _L1_FACTOR, bits, l2, centred),
         *(dx.data_ptr(), dgamma.data_ptr(), dbeta.data_ptr()),
     )
     return (dx, dgamma, dbeta) if done else NotImplemented

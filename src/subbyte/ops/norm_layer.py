@@ -6,7 +6,6 @@ the passes stay in memory that is used again. Each equals, bit for bit, the ops 
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 
@@ -70,9 +69,7 @@ def norm_forward(
         total, least = torch.zeros_like(spread), -greatest
     each = n if centred else 1
     axes = [d % x.ndim for d in over]
-    mu, d, factor, scale = _reference(
-        "norm_constants", s, total, spread, least, greatest, n, each, l2, eps, bits, axes
-    )
+    mu, d, factor, scale = _reference("norm_constants", s, total, spread, least, greatest, n, each, l2, eps, bits, axes)
     beta = torch.zeros_like(one) if beta is None else beta.float()
     y, k = _reference("norm_apply", q, total, factor, each, bits, q_gamma, scale * s_gamma, beta)
     drop = max(bits - saved_bits, 0)
@@ -88,8 +85,8 @@ def _backward_fake(g, r, stream, saved, s_k, q_gamma, s_gamma, d, dims, over, bi
 
 
 @op(
-    "(Tensor g, Tensor r, Tensor stream, Tensor saved, Tensor s_k, Tensor q_gamma, Tensor s_gamma, Tensor d, int[] dims,"
-    " int[] over, int bits, int saved_bits, bool l2, bool centred) -> (Tensor, Tensor, Tensor)",
+    "(Tensor g, Tensor r, Tensor stream, Tensor saved, Tensor s_k, Tensor q_gamma, Tensor s_gamma, Tensor d,"
+    " int[] dims, int[] over, int bits, int saved_bits, bool l2, bool centred) -> (Tensor, Tensor, Tensor)",
     _backward_fake,
 )
 def norm_backward(
