@@ -3,8 +3,8 @@
 //
 //     runner LIBRARY < requests > replies
 //
-// request   u32 length, name; u32 count, i64 arguments; u32 count, blocks {u64 address, u64 size, bytes}; u32 kind of
-//           the result: 0 an int, 1 a string
+// request   u32 length, name; u32 count, i64 arguments; u32 count, 8 bytes for each float argument; u32 count,
+//           blocks {u64 address, u64 size, bytes}; u32 kind of the result: 0 an int, 1 a string
 // reply     u32 result, or u32 length and the string (2^32 - 1 for none); then of each block u32 "it changed" and,
 //           where it did, its bytes
 // An argument, or an 8-byte word of a block passed as a struct, that lies in a block is an address: it is translated.
@@ -55,6 +55,7 @@ constexpr unsigned char kGuard = 0xA5;
 constexpr uint32_t kNone = UINT32_MAX;
 constexpr uint64_t kStruct = uint64_t{1} << 63;
 constexpr size_t kMaxArguments = 40;
+constexpr size_t kMaxFloats = 8;
 
 [[noreturn]] void fail(const std::string& what) {
     std::fprintf(stderr, "runner: %s\n", what.c_str());
@@ -104,17 +105,19 @@ uint64_t translated(uint64_t v, const std::vector<Block>& blocks) {
     return v;
 }
 
-// Integer arguments go into registers, then onto the stack in slots of 8 bytes, whatever their type: those that a
-// function does not have do no harm.
-template <size_t... I>
-uint64_t call(void* function, const uint64_t* a, std::index_sequence<I...>) {
-    return reinterpret_cast<uint64_t (*)(decltype(uint64_t(I))...)>(function)(a[I]...);
+// Integer arguments go into registers, then onto the stack in slots of 8 bytes, whatever their type, and floats into
+// registers of their own, of which there are enough: those that a function does not have do no harm.
+template <size_t... I, size_t... F>
+uint64_t call(void* function, const uint64_t* a, const double* f, std::index_sequence<I...>, std::index_sequence<F...>) {
+    using Any = uint64_t (*)(decltype(uint64_t(I))..., decltype(double(F))...);
+    return reinterpret_cast<Any>(function)(a[I]..., f[F]...);
 }
 
 // One caller's memory and the call itself.
 struct Caller {
     std::vector<Block> blocks;
     uint64_t arguments[kMaxArguments] = {};
+    double floats[kMaxFloats] = {};
     uint64_t result = 0;
 
     void run(void* function) {
@@ -126,7 +129,8 @@ struct Caller {
                 std::memcpy(b.data + i, &word, 8);
             }
         for (uint64_t& a : arguments) a = translated(a, blocks);
-        result = call(function, arguments, std::make_index_sequence<kMaxArguments>());
+        result = call(function, arguments, floats, std::make_index_sequence<kMaxArguments>(),
+                      std::make_index_sequence<kMaxFloats>());
     }
 };
 
@@ -138,6 +142,9 @@ void serve(void* library) {
     const uint32_t count = read_u32();
     if (count > kMaxArguments) fail(name + " has too many arguments");
     read(first.arguments, 8 * count);
+    const uint32_t floats = read_u32();
+    if (floats > kMaxFloats) fail(name + " has too many float arguments");
+    read(first.floats, 8 * floats);
     first.blocks.resize(read_u32());
     for (Block& b : first.blocks) {
         read(&b.address, 8);

@@ -10,6 +10,7 @@ were taken for it, and what the kernel changed there comes back; so new kernels 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import shlex
 import struct
 import subprocess
@@ -21,6 +22,9 @@ import torch
 NONE = 2**32 - 1
 STRUCT = 1 << 63
 """Address of a block that is no tensor's: bytes that hold a struct."""
+
+_FLOATS = {ctypes.c_double: "<d", ctypes.c_float: "<fxxxx"}
+"""How a float argument lies in its register of 8 bytes."""
 
 _data_ptr = torch.Tensor.data_ptr
 _taken: dict[int, torch.UntypedStorage] = {}
@@ -75,10 +79,13 @@ class Function:
         self.argtypes: list[type] = []
         self.restype: type = ctypes.c_int
 
-    def __call__(self, *arguments: int | bytes | None) -> int | bytes | None:
+    def __call__(self, *arguments: int | float | bytes | None) -> int | bytes | None:
         blocks = [(address, ctypes.string_at(address, s.nbytes())) for address, s in _taken.items()]
-        words = []
-        for i, value in enumerate(arguments):
+        words, floats = [], []
+        for i, (value, kind) in enumerate(itertools.zip_longest(arguments, self.argtypes)):
+            if kind in _FLOATS:
+                floats.append(struct.pack(_FLOATS[kind], value))
+                continue
             if isinstance(value, bytes):
                 blocks.append((STRUCT | i << 32, value + b"\0"))
                 value = STRUCT | i << 32
@@ -86,6 +93,7 @@ class Function:
         name = self.name.encode()
         out = self.library
         out.write(struct.pack("<I", len(name)), name, struct.pack(f"<I{len(words)}Q", len(words), *words))
+        out.write(struct.pack("<I", len(floats)), *floats)
         out.write(struct.pack("<I", len(blocks)))
         for address, content in blocks:
             out.write(struct.pack("<QQ", address, len(content)), content)
