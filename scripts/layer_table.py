@@ -154,8 +154,7 @@ def norm_cell(row: Row, kind: str, granularity: str) -> str:
     for bits in BITS:
         scheme = NormScheme(kind, bits, bits, bits, bits, bits, granularity)
         ran = row.step(row.build(scheme))
-        sums = "norm_stats_uncentred" if row.layer == "RMSNorm" else "norm_stats"
-        if {sums, "norm_apply", "norm_grad_stats", "norm_grad_apply"} <= set(ran):
+        if {"norm_forward", "norm_backward"} <= set(ran):
             done.append(str(bits))
     return ", ".join(done)
 

@@ -76,7 +76,7 @@ def norm_forward(
     if drop:
         k = _reference("narrow_codes", k, drop, saved_bits, True)
     saved = _reference("pack_codes", k.as_strided((k.numel(),), (1,)), saved_bits)
-    return y, saved, scale * float(1 << drop), q_gamma, s_gamma, mu, d
+    return y, saved, scale * float(1 << drop), q_gamma.contiguous(), s_gamma, mu, d
 
 
 def _backward_fake(g, r, stream, saved, s_k, q_gamma, s_gamma, d, dims, over, bits, saved_bits, l2, centred):
