@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from subbyte import integer
+from subbyte import integer, ops
 from subbyte.integer_only import carrier
-from subbyte.integer_only.carrier import LIMIT, IntTensor
+from subbyte.integer_only.carrier import LIMIT, IntTensor, Memory
 from subbyte.numerics import IntFormat
 
 S4, U4, S8 = IntFormat(4), IntFormat(4, signed=False), IntFormat(8)
@@ -49,6 +49,55 @@ def test_the_exponent_of_few_bits_has_the_least_error_of_four(fmt: IntFormat, x:
     assert error(shift) <= best * 1.001
     if x.numel() > 100:
         assert shift < top  # a bell's range ends below its largest element
+
+
+def memory(exponent: int | None = None, training: bool = True) -> Memory:
+    buffer = Memory.empty() if exponent is None else torch.tensor(exponent, dtype=torch.int32)
+    return Memory(buffer, training)
+
+
+def test_a_remembered_exponent_stays_while_it_serves_and_rules_in_eval_mode() -> None:
+    t = tensor(bell(4000), 5, bound=1 << 24)
+    best = int(carrier.quantize(t, S4).exponent)
+    errors = {
+        e: int((t.codes.long() - (integer.right_nearest(t.codes.long(), torch.tensor(e - 5)).clamp(-7, 7) << (e - 5)))
+               .square().sum())
+        for e in range(best - 1, best + 3)
+    }  # fmt: skip
+    new = memory()
+    assert carrier.quantize(t, S4, memory=new).exponent == best
+    assert new.exponent == best
+    for e, error in errors.items():
+        asked = memory(e)
+        got = int(carrier.quantize(t, S4, memory=asked).exponent)
+        assert got == (e if 2 * error <= 3 * errors[best] else best)
+        assert asked.exponent == got
+    assert {2 * errors[e] <= 3 * errors[best] for e in errors if e != best} == {False}
+    either = 0  # of bells between one octave and the next, two exponents are about as good for some
+    for sixteenths in range(8, 17):
+        near = tensor(bell(4000) * sixteenths // 16, 5, bound=1 << 24)
+        either += len({int(carrier.quantize(near, S4, memory=memory(e)).exponent) for e in (best - 1, best)}) == 2
+    assert 0 < either < 9
+    for e in (best - 3, best + 9, -40, 60):
+        asked = memory(e, training=False)
+        q = carrier.quantize(t, S4, memory=asked)
+        assert q.exponent == min(max(e, 5), 5 + ops.SUM_BITS)  # no finer than the codes that come in
+        assert asked.exponent == e
+        shifted = integer.right_nearest(t.codes.long(), q.exponent.long() - 5).clamp(-7, 7)
+        assert torch.equal(q.codes.long(), shifted)
+
+
+@pytest.mark.parametrize("x", [bell(0), torch.zeros(4, 4, dtype=torch.int32)])
+def test_what_has_no_scale_is_not_remembered(x: Tensor) -> None:
+    for asked in (memory(), memory(3)):
+        before = int(asked.exponent)
+        carrier.quantize(IntTensor(x, torch.tensor(0, dtype=torch.int32), 1), S4, memory=asked)
+        assert asked.exponent == before
+    lost = IntTensor(bell(9), torch.tensor(integer.NOT_FINITE, dtype=torch.int32), 1 << 24)
+    for training in (True, False):
+        asked = memory(3, training)
+        assert carrier.quantize(lost, S4, memory=asked).exponent > integer.NOT_FINITE >> 1
+        assert asked.exponent == 3
 
 
 def test_eight_bits_and_gradients_are_not_clipped() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ CLIPPED_BITS = 4
 """Weights and activations of so few bits may be clipped where that makes the smaller error; gradients never are."""
 
 _CANDIDATES = 4  # scales to choose from: the range, a half, a quarter, an eighth of it
+_WORSE = (3, 2)  # a remembered scale stays while its error is at most 3/2 of the smallest
 _SAMPLE = 1 << 16  # elements that decide
 _SAMPLE_BITS = 17  # of each of them: a squared error has 34 bits at most, the sum of all 50
 
@@ -82,6 +84,27 @@ class Operand:
         return Operand(codes, self.exponent, self.format, self.shift, self.max_shift)
 
 
+@dataclass(frozen=True)
+class Memory:
+    """The exponent with which a layer quantizes its input: learned in training, used in eval mode.
+
+    Were it chosen anew for each batch, two batches might be clipped in different places. The gain behind the layer
+    differs then; batch statistics take that out, but the running averages of both fit neither.
+
+    exponent   int32 (), a buffer of the layer, NOTHING at first; replaced in training where it is no longer good
+    training   is the layer in train mode?
+    """
+
+    NOTHING: ClassVar[int] = -integer.NOT_FINITE
+    exponent: Tensor
+    training: bool
+
+    @staticmethod
+    def empty(device: torch.device | None = None) -> Tensor:
+        """A buffer that remembers nothing."""
+        return torch.full((), Memory.NOTHING, dtype=torch.int32, device=device)
+
+
 def from_float(x: Tensor) -> IntTensor:
     """A float tensor as 24-bit integers: the image that enters, the gradient of the loss, a Parameter."""
     codes, exponent = integer.from_float(x)
@@ -102,11 +125,14 @@ def carry(sums: Tensor, exponent: Tensor, bound: int) -> IntTensor:
     return IntTensor(codes, exponent + drop, min(LIMIT, (bound >> drop) + 1))
 
 
-def quantize(t: IntTensor, fmt: IntFormat, stream: Tensor | None = None, groups: int = 1) -> Operand:
+def quantize(
+    t: IntTensor, fmt: IntFormat, stream: Tensor | None = None, groups: int = 1, memory: Memory | None = None
+) -> Operand:
     """Codes of the format with the base scale 2^ceil(log2(R / Q)); stream: round stochastically by it.
 
     Where rounding is to nearest and bits are few (CLIPPED_BITS) it is that or the 2nd, 4th or 8th part of it, whichever
     has the smallest squared error: of the few codes of a bell-shaped tensor many would otherwise wait for its outliers.
+    With a memory, that of an earlier batch stays while it serves, see `remembered`.
     groups > 1: ShiftQuant. Channel k of axis 1 has the scale 2^(base - e(k)), e(k) the largest exponent below `groups`
     for which nothing in the channel is clipped: a comparison of integers.
     """
@@ -114,18 +140,23 @@ def quantize(t: IntTensor, fmt: IntFormat, stream: Tensor | None = None, groups:
     needed = integer.shift_to_fit(largest, fmt).to(torch.int32)
     base = needed.amax().view([1] * needed.ndim) if needed.numel() else needed.new_zeros([1] * needed.ndim)
     if stream is None and fmt.bits <= CLIPPED_BITS and needed.numel() == 1:
-        base = needed = least_error(t.codes, needed, largest, fmt)
+        errors = squared_errors(t.codes, needed, largest, fmt)
+        if memory is None:
+            base = (needed - errors.argmin().to(torch.int32)).clamp(min=0)
+        else:
+            base = remembered(memory, errors, needed, largest, t.exponent)
+        needed = base
     e = (base - needed).clamp(max=groups - 1)
     codes = ops.int_quantize(t.codes, base - e, stream, fmt.bits, fmt.signed)
     shift = e.to(torch.uint8) if groups > 1 else None
     return Operand(codes, t.exponent + base.view(()), fmt, shift, groups - 1)
 
 
-def least_error(x: Tensor, top: Tensor, largest: Tensor, fmt: IntFormat) -> Tensor:
-    """Of the shifts top, top - 1 .. top - 3 (none below 0) the one with the smallest sum of (x - code 2^shift)^2.
+def squared_errors(x: Tensor, top: Tensor, largest: Tensor, fmt: IntFormat) -> Tensor:
+    """sum of (x - code 2^shift)^2 for the shifts top, top - 1 .. top - 3 (none below 0). -> int64 (4,)
 
     Measured on every k-th element, up to 2^16 of them, each rounded to 17 bits below the largest; int64 throughout.
-    x int32; top int32, largest = max |x| int64, of one element each -> as top. Of equal ones the largest shift.
+    x int32; top int32, largest = max |x| int64, of one element each.
     """
     every = max(1, -(-x.numel() // _SAMPLE))
     while math.gcd(every, x.numel()) > 1:  # or it would see the same few pixels of every plane
@@ -138,8 +169,28 @@ def least_error(x: Tensor, top: Tensor, largest: Tensor, fmt: IntFormat) -> Tens
         shift = (top.flatten() - below - drop).clamp(min=0)
         codes = integer.right_nearest(sample, shift).clamp(fmt.qmin, fmt.qmax)
         errors.append((sample - (codes << shift)).square().sum())
-    best = torch.stack(errors).argmin().to(torch.int32)
-    return (top - best).clamp(min=0)
+    return torch.stack(errors)
+
+
+def remembered(memory: Memory, errors: Tensor, top: Tensor, largest: Tensor, exponent: Tensor) -> Tensor:
+    """The shift that takes codes to the remembered exponent, as top; of several as good ones the largest.
+
+    In training the exponent of least error takes its place where there is none yet, where it is not among the four
+    candidates of this batch, or where its error is more than 3/2 of the smallest. In eval mode it stays.
+    """
+    best = errors.argmin().to(torch.int32)
+    known = memory.exponent > Memory.NOTHING
+    kept = memory.exponent - exponent.view_as(top)  # as a shift of these codes
+    if not memory.training:
+        return torch.where(known, kept.clamp(0, ops.SUM_BITS), (top - best).clamp(min=0))
+    below = top - kept
+    fits = (below >= 0) & (below < _CANDIDATES) & (kept >= 0)
+    error = errors[below.flatten().clamp(0, _CANDIDATES - 1)]
+    stays = known & fits & (_WORSE[1] * error <= _WORSE[0] * errors.amin()).view_as(top)
+    shift = torch.where(stays, kept, (top - best).clamp(min=0))
+    says = (largest > 0) & (exponent < integer.NOT_FINITE >> 1)  # zeros and NaN have no scale
+    memory.exponent.copy_(torch.where(says, exponent + shift, memory.exponent).view(()))
+    return shift
 
 
 def quantize_channels(t: IntTensor, fmt: IntFormat, stream: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .. import integer, ops
+from ..nn import Conv2d, Linear
 from ..numerics import draw_stream
-from . import carrier
+from . import carrier, products
 from .carrier import IntTensor
 from .program import FUNCTIONS, MODULES, Node, Program, Ref, UnsupportedError, compile_model
 from .steps import Call
@@ -44,7 +45,7 @@ class IntegerOnly(nn.Module):
 
 
 def attach(model: nn.Module) -> None:
-    """Make a quantized model an integer-only network, in place: its class changes, its state_dict does not.
+    """Make a quantized model an integer-only network, in place: its class changes, and layers get a Memory each.
 
     UnsupportedError, and the model as it was, where a node of its graph has no step.
     """
@@ -52,6 +53,8 @@ def attach(model: nn.Module) -> None:
     cls = type(model)
     model.__class__ = type(f"IntegerOnly{cls.__name__}", (IntegerOnly, cls), {"__module__": cls.__module__})
     vars(model)[PROGRAMS] = programs
+    for name in {node.name for node in programs[True].nodes if node.key in (Conv2d, Linear)}:
+        products.remember(model.get_submodule(name))
 
 
 def detach(model: nn.Module) -> None:

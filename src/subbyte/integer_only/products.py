@@ -17,11 +17,15 @@ from torch import Tensor
 
 from .. import ops
 from ..nn.conv import each
+from ..nn.quantized import STATE_SUFFIX
 from ..numerics import IntFormat, product_bound
 from ..scheme import LayerScheme
 from . import carrier
-from .carrier import IntTensor, Operand
+from .carrier import IntTensor, Memory, Operand
 from .steps import Call
+
+ACTIVATION_EXPONENT = "activation" + STATE_SUFFIX
+"""The buffer with the exponent of a layer's Memory."""
 
 _NO_CODES = torch.empty(0, dtype=torch.int8)
 
@@ -51,6 +55,12 @@ def conv2d(call: Call, x: IntTensor):
         raise ValueError(f"Conv2d expects inputs (N, {m.in_channels}, H, W), not {tuple(x.shape)}")
     window = tuple([*each(v, 2)] for v in (m.stride, m.padding, m.dilation))
     return _layer(call, x, _Convolution((*window, m.groups)))
+
+
+def remember(module: Any) -> None:
+    """Give a layer with few bits of activation the buffer of a Memory; its release() drops it."""
+    if module.scheme.activation.format.bits <= carrier.CLIPPED_BITS:
+        module.register_buffer(ACTIVATION_EXPONENT, Memory.empty(module.weight.device))
 
 
 def refuses(module: Any) -> str:
@@ -111,7 +121,9 @@ def _layer(call: Call, x: IntTensor, products: _Matmul | _Convolution):
     """y = x w + b with its backward; both kinds of product have their channels on axis 1."""
     m, scheme = call.module, call.module.scheme
     w = carrier.from_float(m.weight)
-    qx, qw = carrier.quantize(x, scheme.activation.format), carrier.quantize(w, scheme.weight.format)
+    exponent = getattr(m, ACTIVATION_EXPONENT, None)
+    memory = None if exponent is None else Memory(exponent, m.training)
+    qx, qw = carrier.quantize(x, scheme.activation.format, memory=memory), carrier.quantize(w, scheme.weight.format)
     _observe(m, activation=(x, qx), weight=(w, qw))
     sums, length = products.output(qx, qw)
     ops.note("output", _INTEGER)

@@ -111,7 +111,7 @@ class ProductLayer(QuantizedLayer):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)
         for name, state in self._buffers.items():  # model.bfloat16() would round away what one update changes
-            if name.endswith(STATE_SUFFIX) and state is not None:
+            if name.endswith(STATE_SUFFIX) and state is not None and state.is_floating_point():
                 self._buffers[name] = state.float()
         return self
 
