@@ -83,7 +83,7 @@ SB_EXPORT const char* sb_relu_grad_quantize(
     const PackKernels& unpack = *unpack_op.best().table;
     const float high = static_cast<float>(top) * kOne;
     const std::vector<float> inv = inverse_steps(strips, {r, ranges}, {nullptr, 0}, high);
-    const Draws draws(*draw_op.best().table, stream, n, order, strips.tile(kTile));
+    const Draws draws(*draw_op.best().table, stream, n, order, strips.tile(Draws::kTile));
     will_fill(codes, n);
     const int workers = useful_threads(threads, n, kGrain);
     std::vector<Unpacked> passes = Unpacked::for_workers(workers, unpack, mask, 1, draws.largest());
@@ -154,7 +154,7 @@ SB_EXPORT const char* sb_norm_grad_codes(
     const float high = static_cast<float>(top) * kOne;
     const std::vector<float> inv = inverse_steps(strips, {r, ranges}, {shift, shifts}, high);
     const NormGrad norm(strips, {gamma, gammas}, {a, as}, {u, us}, {v, vs}, {t, ts});
-    const Draws draws(*draw_op.best().table, stream, n, order, strips.tile(kTile));
+    const Draws draws(*draw_op.best().table, stream, n, order, strips.tile(Draws::kTile));
     will_fill(codes, n);
     const int workers = useful_threads(threads, n, kGrain);
     std::vector<Unpacked> ks = Unpacked::for_workers(workers, unpack, saved, saved_bits, draws.largest());

@@ -23,7 +23,8 @@ struct Order {
 
 class Draws {
 public:
-    static constexpr i64 kTile = 4096;  // elements for which bits are drawn at a time, about
+    // Elements for which bits are drawn at a time, about: so few that the floats behind them are fetched meanwhile.
+    static constexpr i64 kTile = 1024;
 
     // tile: elements of a tile in memory order, a multiple of 4, where the order or the lack of bits leaves a choice
     Draws(const QuantizeKernels& kernel, const i64* stream, i64 n, Order order, i64 tile = kTile);
