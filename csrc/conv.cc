@@ -19,6 +19,25 @@ void bounds(WindowAxis& axis) {
         }
 }
 
+constexpr i64 kRowBytes = 128 << 10;            // codes of all channels in a row of regrouped(), at most
+constexpr i64 kMostColumns = 512, kLeast = 16;  // and its pixels
+constexpr i64 kRowsForThread = 4;
+
+// Do rows of pixels follow each other as pixels do, and images?  n images of h x w
+bool rows_touch(const ConvCall::Operand& a, i64 h, i64 w) { return h == 1 || a.stride[2] == w * a.stride[3]; }
+bool images_touch(const ConvCall::Operand& a, i64 n, i64 h, i64 w) {
+    return n == 1 || a.stride[0] == h * w * a.stride[3];
+}
+
+// The greatest divisor of `pixels`, at most `most`, a multiple of 4 if there is one; 1 if nothing else.
+i64 row_length(i64 pixels, i64 most) {
+    const i64 unit = pixels % 4 == 0 && most >= 4 ? 4 : 1;
+    i64 best = 1;
+    for (i64 w = unit; w <= most; w += unit)
+        if (pixels % w == 0) best = w;
+    return best;
+}
+
 }  // namespace
 
 WindowAxis WindowAxis::output(i64 src, i64 dst, i64 taps, i64 stride, i64 padding, i64 dilation) {
@@ -41,6 +60,37 @@ WindowAxis WindowAxis::grad_input(i64 src, i64 dst, i64 taps, i64 stride, i64 pa
     }
     bounds(axis);
     return axis;
+}
+
+ConvCall regrouped(ConvCall c, Role role, int threads) {
+    const bool strided = c.stride[0] != 1 || c.stride[1] != 1, both = role == Role::grad_weight;
+    if (c.r != 1 || c.s != 1 || c.padding[0] || c.padding[1] || c.n * c.p * c.q == 0 || by_planes(c)) return c;
+    if (strided) {
+        if (role == Role::grad_input) return c;  // the pixels between are zeros, and have to be written
+        i64* stride = (both ? c.b : c.a).stride;
+        stride[2] *= c.stride[0], stride[3] *= c.stride[1];
+        c.h = c.p, c.w = c.q, c.stride[0] = c.stride[1] = 1;
+    }
+    if (!rows_touch(c.a, c.h, c.w) || (both && !rows_touch(c.b, c.h, c.w))) return c;
+    bool images = images_touch(c.a, c.n, c.h, c.w);
+    if (both)
+        images = images && images_touch(c.b, c.n, c.h, c.w) && !c.a.shift && !c.b.shift;
+    else
+        images = images && c.channels_last && !c.scale_stride[0];
+    const i64 pixels = c.h * c.w * (images ? c.n : 1);
+    const i64 share = std::max(kLeast, pixels / (kRowsForThread * threads));
+    const i64 fit = std::clamp(kRowBytes / (c.c + c.o), kLeast, kMostColumns);
+    const i64 w = row_length(pixels, std::min(share, fit));
+    if (w < std::min(kLeast, c.w)) return c;
+    if (images) c.n = 1;
+    c.w = c.q = w;
+    c.h = c.p = pixels / w;
+    for (i64* stride : {c.a.stride, c.b.stride}) {
+        stride[0] = images ? pixels * stride[3] : stride[0];
+        stride[2] = w * stride[3];
+        if (!both) break;  // the other is the weight
+    }
+    return c;
 }
 
 Window::Window(const ConvCall& c, bool backward) {

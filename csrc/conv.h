@@ -82,6 +82,12 @@ private:
     std::vector<i32> maxima_;
 };
 
+// The same product of a kernel of one pixel (1x1, no padding) seen as a matrix product over pixels: those that a stride
+// skips are gone, and where rows follow each other in memory, and images, they are cut anew into rows of a length that
+// suits the kernels. Any other call is returned as it is.
+enum class Role { output, grad_input, grad_weight };
+ConvCall regrouped(ConvCall call, Role role, int threads);
+
 // 3x3 convolutions of few bits (conv_winograd.cc). Returns nullptr for any other.
 const char* by_winograd(const ConvCall& call, bool backward, int threads);
 

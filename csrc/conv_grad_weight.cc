@@ -258,10 +258,19 @@ private:
             for (i64 o = 0; o < padded_ && !call_.sums_only(); ++o)
                 scale[o] = call_.scales()[(first + std::min(o, outputs_ - 1)) * call_.scale_stride[0] +
                                           c * call_.scale_stride[1]];
-            float* out = call_.at((first * inputs_ + c) * taps_);
-            const Finish f{total + (c - c0) * taps_ * padded_ * element_, call_.wide != 0, padded_, rows * taps_,
-                           {nullptr, scale, nullptr, nullptr, outputs_}, out, 1, inputs_ * taps_};
-            call_.sums_only() ? store_sums(f) : k_.finish(f);
+            u8* sums = total + (c - c0) * taps_ * padded_ * element_;
+            Finish f{sums, call_.wide != 0, padded_, rows * taps_, {nullptr, scale, nullptr, nullptr, outputs_},
+                     call_.at((first * inputs_ + c) * taps_), 1, inputs_ * taps_};
+            if (!call_.channels_last) {
+                call_.sums_only() ? store_sums(f) : k_.finish(f);
+                continue;
+            }
+            f.acc_row = taps_ * padded_, f.rows = rows;
+            for (i64 tap = 0; tap < taps_; ++tap) {  // (O, taps, C/groups)
+                f.acc = sums + tap * padded_ * element_;
+                f.out = call_.at((first * taps_ + tap) * inputs_ + c);
+                call_.sums_only() ? store_sums(f) : k_.finish(f);
+            }
         }
     }
 
@@ -294,5 +303,6 @@ SB_EXPORT const char* sb_conv2d_grad_weight(const void* arguments, int threads) 
     threads = useful_threads(threads, work, kGrain);
     if (by_planes(call)) return grad_weight_by_planes(call, threads);
     const auto kernel = op.best();
-    return GradWeight(call, *kernel.table, threads).run() ? kernel.name : nullptr;
+    const ConvCall same = regrouped(call, Role::grad_weight, threads);
+    return GradWeight(same, *kernel.table, threads).run() ? kernel.name : nullptr;
 }

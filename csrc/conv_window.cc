@@ -5,6 +5,7 @@
 // output. Source words lie as pixels of channels (NHWC codes) or as planes (NCHW codes): whichever needs no
 // transposition.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 
@@ -35,6 +36,7 @@ public:
             for (const Phase& c : cols_.phases) phases_.push_back({&r, &c});
         width_ = (cols_.count() - 1) * cols_.src_step + cols_.high - cols_.low + 1;
         channels_ = window_.targets * call.groups;
+        zeros_between_ = has_zeros_between();
     }
 
     void run() {
@@ -59,9 +61,29 @@ private:
         const i64 batches = ceil_div(call_.n, batch);
         parallel(threads_, batches * blocks, [&](i64 task, int worker) {
             const i64 i0 = task % blocks * block, n0 = task / blocks * batch;
-            for (i64 g = 0; g < call_.groups; ++g)
-                convolve(n0, std::min(n0 + batch, call_.n), g, i0, std::min(i0 + block, count), maxima.of(worker));
+            const i64 n1 = std::min(n0 + batch, call_.n), i1 = std::min(i0 + block, count);
+            if (zeros_between_) clear(n0, n1, i0, i1);
+            for (i64 g = 0; g < call_.groups; ++g) convolve(n0, n1, g, i0, i1, maxima.of(worker));
         });
+    }
+
+    // Has an NHWC output pixels that no tap reaches (a stride beyond the kernel), and are they +0?
+    bool has_zeros_between() const {
+        const bool untouched = std::any_of(phases_.begin(), phases_.end(), [](const PhasePair& p) { return !p.taps(); });
+        if (!untouched || !finishes_by_tile() || call_.bias) return false;
+        const i64 images = call_.scale_stride[0] ? call_.n : 1, channels = call_.scale_stride[1] ? channels_ : 1;
+        for (i64 i = 0; i < images; ++i)
+            for (i64 c = 0; c < channels; ++c) {
+                const float zero = 0.0f * call_.scales()[i * call_.scale_stride[0] + c * call_.scale_stride[1]];
+                if (!(zero == 0) || std::signbit(zero)) return false;
+            }
+        return true;
+    }
+
+    void clear(i64 n0, i64 n1, i64 i0, i64 i1) const {
+        const i64 h0 = i0 * rows_.step, h1 = std::min(i1 * rows_.step, rows_.dst), row = cols_.dst * channels_;
+        for (i64 n = n0; n < n1; ++n)
+            std::memset(call_.floats() + (n * rows_.dst + h0) * row, 0, static_cast<size_t>(4 * (h1 - h0) * row));
     }
 
     struct PhasePair {
@@ -198,6 +220,7 @@ private:
         std::vector<i64> a_off, b_off;
         for (size_t ph = 0; ph < phases_.size(); ++ph) {
             const PhasePair& phase = phases_[ph];
+            if (zeros_between_ && !phase.taps()) continue;
             const Packed& packed = packed_[group * phases_.size() + ph];
             const i64 height = std::min(i1, phase.rows->count) - i0;
             a_off.clear();
@@ -329,7 +352,7 @@ private:
     const WindowAxis &rows_, &cols_;
     int threads_;
     i64 nr_, padded_, panels_, width_, channels_;
-    bool pixel_major_;
+    bool pixel_major_, zeros_between_ = false;
     std::vector<std::unique_ptr<Reduction>> plans_;
     std::vector<PhasePair> phases_;
     std::vector<Packed> packed_;
@@ -342,7 +365,8 @@ const char* run(const void* arguments, bool backward, Op<ProductKernels>& op, in
     if (by_planes(call)) return window_by_planes(call, backward, threads);
     if (const char* name = by_winograd(call, backward, threads)) return name;
     const auto kernel = op.best();
-    Convolution(call, backward, *kernel.table, threads).run();
+    const ConvCall same = regrouped(call, backward ? Role::grad_input : Role::output, threads);
+    Convolution(same, backward, *kernel.table, threads).run();
     return kernel.name;
 }
 

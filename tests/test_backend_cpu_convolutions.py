@@ -115,6 +115,38 @@ def test_convolution_windows(isa, stride, padding, dilation):
         )
 
 
+@pytest.mark.parametrize("how", ["contiguous", "channels_last", "inside"])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 1)], ids=str)
+@pytest.mark.parametrize("size", [(14, 14), (7, 7), (13, 1), (24, 10)], ids=str)
+def test_kernels_of_one_pixel(isa, size, stride, how):
+    for formats, most in (((S4, S4, S4), 2), ((U8, S8, S8), 0)):
+        all_three(isa, 4, 20, 36, size, (1, 1), stride, formats=formats, how=how, most=most)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.0, -1.0, 2.0])
+def test_pixels_that_a_stride_skips(isa, value):
+    g, w = layout(codes((2, 20, 5, 4), S4), "channels_last"), codes((20, 24, 1, 1), S4)
+    for shape in ((1, 1, 1, 1), (1, 24, 1, 1), (2, 1, 1, 1)):
+        scale = torch.rand(shape)
+        scale.flatten()[-1] = value
+        args = (*operand(g, S4), *operand(w, S4), scale, [2, 24, 10, 8], [2, 2], [0, 0], [1, 1], 1)
+        same_with_range(isa, "conv2d_grad_input", CONV_OPS[1], *args)
+
+
+@pytest.mark.parametrize("case", [(5, 3, 1, 1), (40, 36, 1, 1), (6, 12, 3, 2), (8, 8, 8, 1), (4, 4, 2, 1)], ids=str)
+@pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (2, 3)], ids=str)
+def test_a_gradient_lies_as_its_weight(isa, case, kernel):
+    c, o, groups, stride = case
+    for per_input in (1, c // groups):
+        g, x = codes((2, o, 6, 5), S4), codes((2, c, 5 * stride + kernel[0], 4 * stride + kernel[1]), U4)
+        window = ([stride] * 2, [0, 0], [1, 1], groups)
+        kind = "conv2d_planes_grad_weight" if groups > 1 and max(c, o) // groups <= 2 else "conv2d_grad_weight"
+        args = (*operand(g, S4), *operand(x, U4), torch.rand(o, per_input, 1, 1), [o, c // groups, *kernel], *window)
+        dw = same(isa, kind, CONV_OPS[2], *args, True)
+        assert dw.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(dw, same(isa, kind, CONV_OPS[2], *args))
+
+
 @pytest.mark.parametrize("case", [(4, 4, 4), (3, 6, 3), (6, 6, 3), (5, 5, 5)], ids=str)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_depthwise_convolutions(isa, case, stride):

@@ -61,7 +61,7 @@ class QuantizedProduct(torch.autograd.Function):
             ctx.x, ctx.w = saver.keep(qx if need_w else None), saver.keep((w if packed else qw) if need_x else None)
             ctx.streams = saver.keep(streams)
             ctx.save_for_backward(*saver.tensors)
-        ctx.products, ctx.scheme, ctx.record = products, scheme, record
+        ctx.products, ctx.scheme, ctx.record = products if packed else products.of_weight(w), scheme, record
         ctx.x_like, ctx.w_like = (x.shape, x.dtype), (w.shape, None if packed else w.dtype)
         ctx.bias_dtype = None if bias is None else bias.dtype
         return y.to(dtype)

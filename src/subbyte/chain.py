@@ -130,6 +130,7 @@ class Chain(torch.autograd.Function):
             ctx.save_for_backward(*saver.tensors)
         ctx.kept, ctx.stages, ctx.shapes = kept, stages, shapes
         ctx.params = [None if p is None else (p.shape, p.dtype) for p in params]
+        ctx.products = [s.products.of_weight(w) for s, w in zip(stages, params[::PARAMETERS], strict=True)]
         ctx.mark_non_differentiable(r, *statistics)
         return z, r, *statistics
 
@@ -152,7 +153,7 @@ class Chain(torch.autograd.Function):
                 grads[at + 2 : at + 4] = step.gamma, step.beta
                 qg = step.to_codes()
             with ops.recording(stage.layer_record.kernels):
-                p = stage.products
+                p = ctx.products[i]
                 if need[at]:
                     shape = ctx.params[at][0]
                     grads[at] = product("grad_weight", p.grad_weight, p.float_grad_weight, qg, restore(px), shape)

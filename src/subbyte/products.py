@@ -31,6 +31,10 @@ class Products(Protocol):
 
     part: ClassVar[str] = ""
 
+    def of_weight(self, w: Tensor) -> Products:
+        """The same, with a grad_weight that lies in memory as this weight does where a layer has a choice."""
+        return self
+
     def output(self, x: QTensor, w: QTensor, bias: Tensor | None) -> Tensor:
         """y = x w + bias on codes, scaled to float32. ContractError where a scale varies inside the sum."""
         ...
@@ -125,6 +129,11 @@ class ConvProducts(Products):
     """x (N, C, H, W), w (O, C/groups, R, S), g (N, O, P, Q); one, two or three spatial dimensions."""
 
     params: ConvParams
+    weight_last: bool = False  # does the weight lie channels_last, as its gradient is to?
+
+    def of_weight(self, w: Tensor) -> ConvProducts:
+        last = ops.memory_format(w) is not torch.contiguous_format
+        return self if last == self.weight_last else replace(self, weight_last=last)
 
     def output(self, x: QTensor, w: QTensor, bias: Tensor | None) -> Tensor:
         return ops.conv2d(x, w, bias, self.params)
@@ -136,7 +145,7 @@ class ConvProducts(Products):
         return ops.conv2d_grad_input(g, w, x_shape, self.params)
 
     def grad_weight(self, g: QTensor, x: QTensor, w_shape: Sequence[int]) -> Tensor:
-        return ops.conv2d_grad_weight(g, x, w_shape, self.params)
+        return ops.conv2d_grad_weight(g, x, w_shape, self.params, self.weight_last)
 
     def float_output(self, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
         p = self.params

@@ -122,7 +122,7 @@ def _like(a: Tensor, size: list[int], dtype: torch.dtype) -> tuple[Tensor, bool]
 
 
 def _convolution(
-    op: str, kernel, roles: str, left: tuple, right: tuple, length, sizes, size, scale, bias, window, ranges=None
+    op, kernel, roles: str, left: tuple, right: tuple, length, sizes, size, scale, bias, window, ranges=None, last=False
 ) -> Tensor:
     """Call one of the three products. left, right: (codes, shift, bits, signed, max_shift), in the op's order.
 
@@ -132,6 +132,7 @@ def _convolution(
     size     of the output
     scale    None: the sums themselves, int32 or int64
     ranges   float32, one for each channel of the output: takes the range of each as well
+    last     a weight's gradient channels_last; the others lie as their left operand
     """
     a, ea, fa = left[0], left[1], left[2:]
     b, eb, fb = right[0], right[1], right[2:]
@@ -144,8 +145,11 @@ def _convolution(
     if width == "too wide" or not _codes_ok(a, b) or not _floats_ok(scale):
         return NotImplemented
     dtype = torch.float32 if scale is not None else getattr(torch, width)
-    # a weight's gradient is contiguous whatever the format of g
-    out, last = (torch.empty(size, dtype=dtype), False) if roles == "gx" else _like(a, size, dtype)
+    if roles == "gx":
+        last = last and not (groups > 1 and max(c, o) // groups <= 2)  # by planes, which know one format
+        out = torch.empty(size, dtype=dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
+    else:
+        out, last = _like(a, size, dtype)
     most, scale_part = (*out.shape[:2], 1, 1), [0, 0, 0]
     if scale is not None:
         if scale.ndim != 4 or any(i not in (1, m) for i, m in zip(scale.shape, most, strict=True)):
@@ -243,13 +247,16 @@ def int_conv2d_grad_weight(*args) -> Tensor:
     return _grad_weight("int_conv2d_grad_weight", *(*args[:_OPERANDS], None, *args[_OPERANDS:]))
 
 
-def _grad_weight(op, a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups):
+def _grad_weight(
+    op, a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups, last=False
+):
     if a.ndim != 4:  # three spatial dimensions
         return NotImplemented
     (n, c, h, w), (o, _, r, s), (p, q) = b.shape, size, a.shape[2:]
     g, x = (a, a_sh, a_b, a_s, a_e), (b, b_sh, b_b, b_s, b_e)
     sizes, window = (n, c, h, w, o, p, q, r, s), (stride, padding, dilation, groups)
-    return _convolution(op, _grad_weight_kernel, "gx", g, x, n * p * q, sizes, size, scale, None, window)
+    out = _convolution(op, _grad_weight_kernel, "gx", g, x, n * p * q, sizes, size, scale, None, window, None, last)
+    return out.contiguous(memory_format=torch.channels_last) if last and out is not NotImplemented else out
 
 
 OPS = (

@@ -10,6 +10,7 @@ from .conv import (
     conv2d_grad_input,
     conv2d_grad_input_amax,
     conv2d_grad_weight,
+    memory_format,
 )
 from .dispatch import BackendError, last_kernel, note, recording, registered, use_backend
 from .integer_conv import int_conv2d, int_conv2d_grad_input, int_conv2d_grad_weight
@@ -43,6 +44,7 @@ __all__ = [
     "last_kernel",
     "matmul",
     "matmul_accumulators",
+    "memory_format",
     "narrow",
     "note",
     "pack",

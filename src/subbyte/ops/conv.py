@@ -76,6 +76,7 @@ _PAIR = (
     "Tensor scale, {extra}int[] stride, int[] padding, int[] dilation, int groups)"
 )
 _OUTPUT, _GRADIENT = _PAIR.format(extra="Tensor? bias, "), _PAIR.format(extra="int[] size, ")
+_GRAD_WEIGHT = _GRADIENT[:-1] + ", bool channels_last=False)"
 
 
 def _scaled_conv2d_fake(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, stride, padding, dilation, groups):
@@ -133,17 +134,21 @@ def grad_input_sums(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, size, stride
     return exact.chunked_sum(width, unit, limit, part)
 
 
-def _grad_weight_fake(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups):
-    return a.new_empty(size, dtype=torch.float32)
+def _grad_weight_fake(a, *args):
+    size, channels_last = args[10], args[15:] == (True,)
+    return a.new_empty(size, dtype=torch.float32).contiguous(memory_format=_format(len(size), channels_last))
 
 
-@op(f"({_GRADIENT} -> Tensor", _grad_weight_fake)
+@op(f"({_GRAD_WEIGHT} -> Tensor", _grad_weight_fake)
 def scaled_conv2d_grad_weight(
-    a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups
+    a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups, channels_last=False
 ):
-    """dw = float32(acc) * scale, acc = sum_n conv(x_n, g_n) << E_a + E_b. a = g, b = x, size = w's shape."""
+    """dw = float32(acc) * scale, acc = sum_n conv(x_n, g_n) << E_a + E_b. a = g, b = x, size = w's shape.
+
+    channels_last  how dw lies in memory, whatever the operands do
+    """
     acc = grad_weight_sums(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, size, stride, padding, dilation, groups)
-    return exact.epilogue(acc, scale, None).contiguous()
+    return exact.epilogue(acc, scale, None).contiguous(memory_format=_format(acc.ndim, channels_last))
 
 
 def grad_weight_sums(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, size, stride, padding, dilation, groups) -> Tensor:
@@ -212,8 +217,14 @@ def _dtype(unit: int, device: torch.device) -> tuple[torch.dtype, int]:
 
 def memory_format(t: Tensor) -> torch.memory_format:
     """channels_last for a tensor that has it and no other, contiguous for the rest: what becomes of t keeps it."""
-    last = torch.channels_last_3d if t.ndim == 5 else torch.channels_last
+    last = _format(t.ndim, True)
     return last if t.is_contiguous(memory_format=last) and not t.is_contiguous() else torch.contiguous_format
+
+
+def _format(ndim: int, last: bool) -> torch.memory_format:
+    if not last:
+        return torch.contiguous_format
+    return torch.channels_last_3d if ndim == 5 else torch.channels_last
 
 
 def _like(a: Tensor, size) -> Tensor:
@@ -274,10 +285,12 @@ def _conv2d_grad_input(op: Callable, g: QTensor, w: QTensor, size: Sequence[int]
     return op(*_pair(g, w), _times(scale, g, w), list(size), *params.flat())
 
 
-def conv2d_grad_weight(g: QTensor, x: QTensor, size: Sequence[int], params: ConvParams) -> Tensor:
+def conv2d_grad_weight(
+    g: QTensor, x: QTensor, size: Sequence[int], params: ConvParams, channels_last: bool = False
+) -> Tensor:
     """dw (O, C/groups, R, S) of conv2d, float32. It reduces over N, P, Q: channels are outer, their shifts as well.
 
-    A shift along the samples (ShiftQuant with axis 0) stays inside the sum.
+    A shift along the samples (ShiftQuant with axis 0) stays inside the sum. channels_last: dw lies so in memory.
     """
     _check_gradient(g.shape, x.shape, size, params)
     if params.spatial == 1:
@@ -291,7 +304,7 @@ def conv2d_grad_weight(g: QTensor, x: QTensor, size: Sequence[int], params: Conv
         by_group = x.scale.view(params.groups, size[1], *x.scale.shape[2:])
         by_group = by_group.repeat_interleave(size[0] // params.groups, 0)
     scale = g.scale.transpose(0, 1) * by_group
-    return scaled_conv2d_grad_weight(*_pair(g, x), _times(scale, g, x), list(size), *params.flat())
+    return scaled_conv2d_grad_weight(*_pair(g, x), _times(scale, g, x), list(size), *params.flat(), channels_last)
 
 
 def _pair(a: QTensor, b: QTensor) -> tuple:
