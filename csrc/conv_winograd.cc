@@ -7,6 +7,7 @@
 // frequencies is a product of bytes like any other: tiles (4x4 windows) times channels. ShiftQuant's shifts go onto
 // what room is left. Where codes are wider, shifts too far apart, or channels few, conv_window.cc does it directly.
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "conv.h"
@@ -24,7 +25,7 @@ constexpr int kFrequencies = 16;
 constexpr i64 kSourceGrowth = 4, kWeightGrowth = 9;
 constexpr i64 kTiles = 24;         // in a block: two heights of the widest tile
 constexpr i64 kLeastChannels = 64;  // below, the transforms cost more than the products that they save
-constexpr i64 kLeastTiles = 512;    // below, so does the transform of the weights
+constexpr i64 kLeastTiles = 128;   // below, so does the transform of the weights
 constexpr i64 kByte = 127;
 constexpr i64 kInt32Limit = (i64{1} << 31) - 1;
 constexpr i64 kPad = 64;  // bytes that keep the 16 frequencies off the period of a cache set
@@ -101,43 +102,56 @@ private:
         return u_ + (panel * nr_ * kFrequencies + frequency * panel_width(panel)) * plan_.words();
     }
 
-    // 2G w 2G^T of one panel, with 2G = [2 0 0; 1 1 1; 1 -1 1; 0 0 2], packed as columns of words.
+    // 2G w 2G^T of one panel, with 2G = [2 0 0; 1 1 1; 1 -1 1; 0 0 2], packed as columns of words. Bytes are taken in
+    // the order in which they lie: target by target, or, where targets lie together, all of the panel at once.
     void transform_weights(i64 panel) const {
         const i64 first = panel * nr_, n = std::min(nr_, window_.targets - first), ld = panel_width(panel);
         const i64 sources = window_.sources, *stride = window_.weight_stride;
-        u8* const all = scratch<u8>(Slot::extra, (kFrequencies * nr_ + kFrequencies) * sources);
-        u8* const taps = all + kFrequencies * nr_ * sources;  // 3 x 3, then 4 x 3
-        for (i64 o = 0; o < n; ++o) {
+        const bool together = stride[1] == 1 && stride[2] != 1;
+        const i64 runs = together ? 1 : n, run = together ? n * sources : sources, all_step = runs * run;
+        u8* const all = scratch<u8>(Slot::extra, kFrequencies * all_step + (9 + 12 + 1) * run);
+        u8* const taps = all + kFrequencies * all_step;  // 3 x 3
+        u8* const half = taps + 9 * run;                 // 4 x 3
+        u8* const factor = half + 12 * run;
+        for (i64 i = 0; i < run && !factor_b_.empty(); ++i) factor[i] = factor_b_[together ? i / n : i];
+        for (i64 o = 0; o < runs; ++o) {
             for (int r = 0; r < 3; ++r)
                 for (int s = 0; s < 3; ++s) {
                     const u8* w = call_.b.codes() + (first + o) * stride[1] +
                                   rows_.phases[0].taps[r].weight * stride[3] + cols_.phases[0].taps[s].weight * stride[4];
-                    u8* to = taps + (3 * r + s) * sources;
-                    for (i64 c = 0; c < sources; ++c) to[c] = w[c * stride[2]];
+                    u8* to = taps + (3 * r + s) * run;
+                    if (together || stride[2] == 1)
+                        for (i64 c = 0; c < (together ? sources : 1); ++c)
+                            std::memcpy(to + c * n, w + c * stride[2], static_cast<size_t>(together ? n : sources));
+                    else
+                        for (i64 c = 0; c < sources; ++c) to[c] = w[c * stride[2]];
                 }
-            for (int s = 0; s < 3; ++s) spread_taps(taps + s * sources, 3 * sources, taps + s * sources, 3 * sources);
+            for (int s = 0; s < 3; ++s) spread_taps(taps + s * run, 3 * run, half + s * run, 3 * run, run);
+            if (!factor_b_.empty())
+                for (i64 t = 0; t < 12 * run; t += run) multiply(half + t, factor, run);
             for (int f = 0; f < 4; ++f)
-                spread_taps(taps + 3 * f * sources, sources, all + (4 * f * nr_ + o) * sources, nr_ * sources);
+                spread_taps(half + 3 * f * run, run, all + 4 * f * all_step + o * run, all_step, run);
         }
         for (int f = 0; f < kFrequencies; ++f) {
-            const Codes codes = plan_.right_codes(all + f * nr_ * sources, sources, 1);
+            const Codes codes = plan_.right_codes(all + f * all_step, together ? 1 : sources, together ? n : 1);
             i32* to = weights(panel, f);
             k_.encode_columns(codes, n, plan_.words(), to, ld);
             correct_.columns(tile(to, ld), ld, init_ + f * padded_ + first);
         }
     }
 
-    // Three rows `from` apart -> four rows `to` apart; with the factors, which are applied once, at the second pass.
-    void spread_taps(const u8* w, i64 from, u8* out, i64 to) const {
-        const bool scaled = from == window_.sources && !factor_b_.empty();
-        for (i64 c = 0; c < window_.sources; ++c) {
-            const int a = static_cast<i8>(w[c]), b = static_cast<i8>(w[from + c]), d = static_cast<i8>(w[2 * from + c]);
-            const int factor = scaled ? factor_b_[c] : 1;
-            out[c] = static_cast<u8>(2 * a * factor);
-            out[to + c] = static_cast<u8>((a + b + d) * factor);
-            out[2 * to + c] = static_cast<u8>((a - b + d) * factor);
-            out[3 * to + c] = static_cast<u8>(2 * d * factor);
+    // Three rows `from` apart -> four rows `to` apart. Bytes modulo 2^8: what comes out fits.
+    static void spread_taps(const u8* __restrict w, i64 from, u8* __restrict out, i64 to, i64 n) {
+        for (i64 c = 0; c < n; ++c) {
+            const u8 a = w[c], b = w[from + c], d = w[2 * from + c], sum = a + d;
+            out[c] = a + a;
+            out[to + c] = sum + b;
+            out[2 * to + c] = sum - b;
+            out[3 * to + c] = d + d;
         }
+    }
+    static void multiply(u8* __restrict w, const u8* __restrict factor, i64 n) {
+        for (i64 c = 0; c < n; ++c) w[c] *= factor[c];
     }
 
     Tile tile(const i32* b, i64 ld) const {

@@ -204,10 +204,11 @@ def test_convolutions_of_few_bits(isa, case):
             e, f = exponents(c, spread, (1, c, 1, 1)), exponents(o, spread, (1, o, 1, 1))
             # What all shifts have in common is no part of the difference.
             along_c, along_o = ((e, spread + 2), (f, spread + 2)) if spread else ((), ())
-            same_with_range(isa, kind(c), CONV_OPS[0], *operand(x, fmt, *along_c),
-                            *operand(w, fmt_w), torch.rand(1, o, 1, 1), torch.randn(o), *window)  # fmt: skip
-            same_with_range(isa, kind(o) + "_grad_input", CONV_OPS[1], *operand(g, fmt, *along_o),
-                            *operand(wide, fmt_w), torch.rand(1, c, 1, 1), list(x.shape), *window)  # fmt: skip
+            for weight in (w, wide):
+                same_with_range(isa, kind(c), CONV_OPS[0], *operand(x, fmt, *along_c),
+                                *operand(weight, fmt_w), torch.rand(1, o, 1, 1), torch.randn(o), *window)  # fmt: skip
+                same_with_range(isa, kind(o) + "_grad_input", CONV_OPS[1], *operand(g, fmt, *along_o),
+                                *operand(weight, fmt_w), torch.rand(1, c, 1, 1), list(x.shape), *window)  # fmt: skip
 
 
 def test_a_scale_for_each_image_is_not_winograds(isa):
