@@ -32,7 +32,9 @@ def colour():
 
 def test_tasks_and_unknown_task():
     assert data.tasks() == ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagefolder")
-    with pytest.raises(ValueError, match=r"unknown task 'cifar-10'; did you mean 'cifar10'\? known are digits, mnist"):
+    with pytest.raises(
+        ValueError, match=r"unknown task 'cifar-10' \(did you mean 'cifar10'\?\); known are digits, mnist"
+    ):
         data.load("cifar-10")
 
 

@@ -82,8 +82,10 @@ def test_every_quantizer_has_a_row_here():
 @given(seed=st.integers(0, 10**6), m=st.integers(1, 6), k=st.integers(1, 12), spread=st.floats(0, 6))
 def test_codes_in_range_error_below_a_step_nothing_clipped(quantizer, seed, m, k, spread):
     x = sample(seed, m, k, spread=spread, signed=quantizer.signed)
+    ops.last_kernel.clear()
     q = codes_of(quantizer, x, seed)
-    assert ops.last_kernel["quantize"] == ops.last_kernel["amax"] == "reference"
+    assert ops.last_kernel.keys() & {"quantize", "absmax_codes"}
+    assert set(ops.last_kernel.values()) == {"reference"}
     assert int(q.codes.min()) >= quantizer.format.qmin
     assert int(q.codes.max()) <= quantizer.format.qmax
     r, shift, max_shift = quantizer.ranges(x)
@@ -305,7 +307,7 @@ def test_none_is_a_quantizer_too():
     ("data", "message"),
     [
         ({"type": "ShiftQaunt"}, r"unknown quantizer 'ShiftQaunt' \(did you mean 'ShiftQuant'\?\)"),
-        ({"type": None}, r"unknown quantizer None; there are: AbsMax, BlockHouseholder, GroupOracle"),
+        ({"type": None}, r"unknown quantizer None; known are AbsMax, BlockHouseholder, GroupOracle"),
         ({}, r"unknown quantizer None"),
         ({"type": "AbsMax", "bit": 4}, r"AbsMax has no field 'bit' \(did you mean 'bits'\?\)"),
         ({"type": "AbsMax", "groups": 4}, r"AbsMax has no field 'groups'; it has: bits, signed, rounding"),

@@ -153,7 +153,7 @@ def test_recipes_by_name():
 
 @pytest.mark.parametrize(("wrong", "closest"), [("int5", "int"), ("Int4", "int4"), ("flaot", "float"), (4, None)])
 def test_unknown_names_get_the_closest(wrong, closest):
-    with pytest.raises(ValueError, match=f"did you mean '{closest}" if closest else "there are: float"):
+    with pytest.raises(ValueError, match=f"did you mean '{closest}" if closest else "known are float"):
         Scheme.from_name(wrong)
 
 

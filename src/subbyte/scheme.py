@@ -14,7 +14,8 @@ from typing import Any
 
 from . import quantizers, scheme_table
 from .numerics import IntFormat
-from .quantizers import AbsMax, Quantizer, ShiftQuant, closest, reject_unknown
+from .quantizers import AbsMax, Quantizer, ShiftQuant, reject_unknown
+from .wording import closest, unknown
 
 VERSION = 1
 """Of the JSON form. A file with a higher one is refused."""
@@ -178,7 +179,7 @@ class Scheme:
     def from_name(name: str) -> Scheme:
         """A named recipe. ValueError with the closest name for an unknown one."""
         if name not in RECIPES:
-            raise ValueError(f"unknown scheme {name!r}{closest(str(name), RECIPES)}; there are: {', '.join(RECIPES)}")
+            raise ValueError(unknown("scheme", name, RECIPES))
         return RECIPES[name]
 
     @property

@@ -8,7 +8,6 @@ torch.Size([32, 1, 8, 8])
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from subbyte.data.idx import FASHION_MNIST, MNIST, load_idx
 from subbyte.data.imagefolder import ImageFolder, load_imagefolder
 from subbyte.data.images import preprocess_image
 from subbyte.data.loader import batches, num_batches
+from subbyte.wording import unknown
 
 __all__ = [
     "DataError",
@@ -52,9 +52,7 @@ def load(task: str, data_dir: str | Path | None = None, *, download: bool = Fals
     ValueError for an unknown task; DataError if files are missing or damaged, saying which and what to do.
     """
     if task not in tasks():
-        close = difflib.get_close_matches(task, tasks(), n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"unknown task {task!r}; {hint}known are {', '.join(tasks())}")
+        raise ValueError(unknown("task", task, tasks()))
     if task == "digits":
         return load_digits()
     folder = Path(data_dir if data_dir is not None else os.environ.get("SUBBYTE_DATA", "data")).expanduser()

@@ -7,7 +7,6 @@ torch.Size([1, 10])
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from torch import nn
@@ -16,6 +15,7 @@ from subbyte.models.reparametrize import KINDS, reparametrize_
 from subbyte.models.resnet import BasicBlock, Bottleneck, ResNet
 from subbyte.models.smallcnn import SmallCNN
 from subbyte.models.smallvit import SmallViT
+from subbyte.wording import unknown
 
 __all__ = ["ResNet", "SmallCNN", "SmallViT", "build", "names"]
 
@@ -65,9 +65,7 @@ def build(
         options: dict[str, Any] = dict(shortcut=shortcut, zero_init_residual=zero_init_residual)
         return reparametrize_(build(name, num_classes, in_channels, stem, image_size, **options), kind)
     if name not in names():
-        close = difflib.get_close_matches(name, names(), n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"unknown model {name!r}; {hint}known are {', '.join(names())}")
+        raise ValueError(unknown("model", name, names()))
     if num_classes < 1 or in_channels < 1:
         raise ValueError(f"num_classes and in_channels must be positive, found {num_classes} and {in_channels}")
     if stem not in (None, "cifar", "imagenet"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from .. import ops
 from ..numerics import IntFormat, step
 from ..qtensor import Emulated, QTensor
+from ..wording import closest, unknown
 
 ROUNDINGS = ("nearest", "stochastic")
 """Half to even; or up with the probability of what is cut off, so that E[code] is exact."""
@@ -143,7 +143,7 @@ def from_dict(d: dict[str, Any] | None) -> Quantizer | None:
     name = fields.pop("type", None)
     if name not in Quantizer.registry:
         known = sorted(Quantizer.registry)
-        raise ValueError(f"unknown quantizer {name!r}{closest(str(name), known)}; there are: {', '.join(known)}")
+        raise ValueError(unknown("quantizer", name, known))
     cls = Quantizer.registry[name]
     reject_unknown(fields, [f.name for f in dataclasses.fields(cls)], name)
     return cls(**fields)
@@ -154,9 +154,3 @@ def reject_unknown(given: Any, known: list[str], what: str) -> None:
     for key in given:
         if key not in known:
             raise ValueError(f"{what} has no field {key!r}{closest(key, known)}; it has: {', '.join(known)}")
-
-
-def closest(word: object, known: Any) -> str:
-    """' (did you mean ...?)' or nothing."""
-    match = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
-    return f" (did you mean {match[0]!r}?)" if match else ""

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..numerics import RANGE_FLOOR, power_of_two, range_bits, range_from_bits
-from .base import Quantizer, closest
+from ..wording import closest
+from .base import Quantizer
 
 SCALES = ("floor", "ceil")
 

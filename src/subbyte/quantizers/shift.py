@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .. import ops
 from ..numerics import MAX_EXPONENT
-from .base import Quantizer, channel_ranges, closest
+from ..wording import closest
+from .base import Quantizer, channel_ranges
 from .groups import split
 
 

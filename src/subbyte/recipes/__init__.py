@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from subbyte.study.study import Study, unknown
+from subbyte.study.study import Study, StudyError
+from subbyte.wording import unknown
 
 
 def studies() -> dict[str, Study]:
@@ -23,5 +24,5 @@ def find(name: str) -> Study:
     """The study of that name; StudyError with the closest one for an unknown name."""
     known = studies()
     if name not in known:
-        raise unknown(name, known)
+        raise StudyError(unknown("study", name, known))
     return known[name]

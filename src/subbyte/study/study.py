@@ -19,7 +19,7 @@ from subbyte.study.expected import Expected
 from subbyte.study.select import Row
 from subbyte.study.tables import Column, Table
 from subbyte.train import Config, RunFolder
-from subbyte.train.config import PLACE_FIELDS, closest
+from subbyte.train.config import PLACE_FIELDS
 
 KEY_DIGITS = 12
 
@@ -150,8 +150,3 @@ def training(task: str, scheme: Scheme | str, seed: int, **settings: Any) -> Con
     """Config.for_task with a scheme (or the name of one): what most recipes build their runs from."""
     scheme = Scheme.from_name(scheme) if isinstance(scheme, str) else scheme
     return Config.for_task(task, scheme=scheme.to_dict(), seed=seed, **settings)
-
-
-def unknown(name: str, known: Iterable[str]) -> StudyError:
-    """The error about a study that doesn't exist."""
-    return StudyError(f"unknown study '{name}'; {closest(name, known)}")

@@ -7,13 +7,14 @@ argument of `subbyte.train.train`. So two runs with equal Configs on one machine
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from subbyte.wording import unknown
 
 CONFIG_VERSION = 1
 OPTIMIZERS = ("sgd", "integer-sgd", "adamw", "adamw8bit", "adamw4bit")  # the last two: their state in 8 and 4 bits
@@ -37,17 +38,6 @@ _TASK_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 _ADAMW_DEFAULTS: dict[str, Any] = dict(lr=1e-3, weight_decay=0.05, nesterov=False)
 _ONECYCLE_WARMUP = 0.3  # the share of the run in which the rate rises, where warmup_epochs isn't given
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """The tail of an error message about an unknown name: the closest match, and all that are known.
-
-    >>> closest("cifar", ["cifar10", "digits"])
-    "did you mean 'cifar10'? Known: cifar10, digits"
-    """
-    known = sorted(known)
-    matches = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-    return (f"did you mean '{matches[0]}'? " if matches else "") + "Known: " + ", ".join(known)
 
 
 @dataclass(frozen=True)
@@ -112,9 +102,9 @@ class Config:
         need(0 <= self.seed < 2**63, f"seed is {self.seed}; it must lie in [0, 2**63)")
         need(
             self.optimizer in OPTIMIZERS,
-            f"unknown optimizer '{self.optimizer}'; {closest(self.optimizer, OPTIMIZERS)}",
+            unknown("optimizer", self.optimizer, OPTIMIZERS),
         )
-        need(self.schedule in SCHEDULES, f"unknown schedule '{self.schedule}'; {closest(self.schedule, SCHEDULES)}")
+        need(self.schedule in SCHEDULES, unknown("schedule", self.schedule, SCHEDULES))
         need(
             not (self.nesterov and self.is_adamw),
             f"nesterov belongs to sgd; set nesterov=False for {self.optimizer}",
@@ -147,10 +137,10 @@ class Config:
         >>> Config.for_task("cifar11")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        ValueError: unknown task 'cifar11'; did you mean 'cifar10'? Known: cifar10, cifar100, digits, ...
+        ValueError: unknown task 'cifar11' (did you mean 'cifar10'?); known are digits, mnist, fashion-mnist, ...
         """
         if task not in _TASK_DEFAULTS:
-            raise ValueError(f"unknown task '{task}'; {closest(task, _TASK_DEFAULTS)}")
+            raise ValueError(unknown("task", task, _TASK_DEFAULTS))
         given = {name: value for name, value in overrides.items() if value is not None}
         settings: dict[str, Any] = {"task": task, **_TASK_DEFAULTS[task]}
         if given.get("scheme", {}).get("integer_only"):
@@ -182,7 +172,7 @@ class Config:
         known = [f.name for f in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                raise ValueError(f"unknown setting '{name}' in the configuration; {closest(name, known)}")
+                raise ValueError(unknown("setting", name, known))
         return cls(**values)
 
     def to_json(self) -> str:
