@@ -1,6 +1,6 @@
 // sb_gemm: C = A B on codes, batched, any strides.    A (M, K), B (K, N), C (M, N) row-major
 //
-// B is packed once, in panels of NR columns; each task packs a block of MC rows of A that stays in its core's second
+// B is packed once, in panels of NR columns; a worker packs a block of MC rows of A that stays in its core's second
 // cache, and takes the panels in sets (NC) that stay there too. The reduction is not blocked: a panel streams.
 #include <algorithm>
 #include <cstring>
@@ -8,6 +8,7 @@
 
 #include "cpu_features.h"
 #include "gemm_plan.h"
+#include "memory.h"
 #include "parallel.h"
 
 namespace sb {
@@ -15,10 +16,14 @@ namespace {
 
 Op<ProductKernels> op{"gemm"};
 
-constexpr i64 kBlockBytes = 256 << 10;  // a quarter of the second cache for A's block, and one for B's panels
+constexpr i64 kLeftBytes = 256 << 10;   // a quarter of the second cache for A's block
+constexpr i64 kRightBytes = 256 << 10;  // and one for a set of B's panels
 constexpr i64 kFirstCache = 16 << 10;   // half of the first cache
 constexpr i64 kLine = 64;               // bytes that memory moves at a time
-constexpr i64 kBlocksAhead = 16;        // small blocks of a task, so that all but its first are fetched in time
+constexpr i64 kUnitsAhead = 16;         // small blocks of a task, so that all but its first are fetched in time
+constexpr i64 kTasks = 8;               // of each thread, where there are so many: it is the last that others wait for
+constexpr i64 kPackWords = 16;          // words of each column that are packed before the next panel's: few pages
+constexpr i64 kPackPanels = 8;          // panels that are packed side by side: whole lines of B
 constexpr i64 kGrain = 1 << 18;         // multiply-accumulates below which a second thread costs more than it saves
 constexpr int kMaxLeading = 8;
 constexpr i64 kOrigin = 0;  // a matrix is one segment, at no offset
@@ -49,13 +54,16 @@ Offsets offsets(const GemmCall& call, i64 batch) {
     return {at[0], at[1], at[2], at[3]};
 }
 
+// n things in `parts` parts that differ by one at most: where part i begins.
+i64 begin_of(i64 i, i64 n, i64 parts) { return n * i / parts; }
+
 class Gemm {
 public:
     Gemm(const GemmCall& call, const ProductKernels& kernels, int threads)
         : call_(call), k_(kernels), plan_(kernels, call.k, shifts(call), call.a.format(), call.b.format(), call.wide),
-          correct_(kernels, plan_), chunks_(plan_.chunks(1)), words_(plan_.words()), nr_(2 * kernels.lanes),
-          columns_(round_up<i64>(call.n, kernels.lanes)), panels_(ceil_div<i64>(call.n, nr_)), batches_(1),
-          mr_(kernels.rows[columns_ > kernels.lanes]) {
+          correct_(kernels, plan_), chunks_(plan_.chunks(1)), at_once_(in_one_run(chunks_, call.wide, correct_)),
+          words_(plan_.words()), nr_(2 * kernels.lanes), columns_(round_up<i64>(call.n, kernels.lanes)),
+          panels_(ceil_div<i64>(call.n, nr_)), batches_(1), mr_(kernels.rows[columns_ > kernels.lanes]) {
         for (i64 d = 0; d < call.leading; ++d) batches_ *= call.size[d];
         threads_ = useful_threads(threads, batches_ * call.m * call.n * std::max<i64>(call.k, 1), kGrain);
     }
@@ -65,42 +73,77 @@ public:
         packed_b_ = scratch<i32>(Slot::right, batches_ * columns_ * words_);
         init_ = scratch<i32>(Slot::init, batches_ * init_size());
         scale_ = scratch<float>(Slot::scale, call_.is_float ? 2 * batches_ * columns_ : 0);
-        parallel(threads_, batches_ * panels_, [&](i64 task, int) { pack_b(task / panels_, task % panels_); });
-
-        // Blocks of rows: they fit the cache, and give every thread some. Few rows: columns are divided as well.
-        const i64 want = 2 * threads_;
-        // A small B leaves room for A's block in the first cache.
-        const i64 row_bytes = std::max<i64>(4 * words_, 1), b_bytes = columns_ * row_bytes;
-        const i64 fit = std::max(mr_, (b_bytes <= kFirstCache ? kFirstCache : kBlockBytes) / row_bytes / mr_ * mr_);
-        const i64 share = round_up(ceil_div(call_.m * batches_, want), mr_);
-        const i64 unit = round_up(balanced(call_.m, std::min(fit, share)), mr_);
-        const i64 mc = b_bytes <= kFirstCache ? std::min(kBlocksAhead * unit, share) : unit;
-        const i64 blocks = ceil_div(call_.m, mc);
-        const i64 splits = std::min(panels_, ceil_div(want, batches_ * blocks));
-        parallel(threads_, batches_ * blocks * splits, [&](i64 task, int) {
-            const i64 batch = task / (blocks * splits), block = task / splits % blocks, split = task % splits;
-            const i64 m0 = block * mc, p0 = panels_ * split / splits, p1 = panels_ * (split + 1) / splits;
-            const i64 m1 = std::min(m0 + mc, call_.m);
-            for (i64 m = m0; m < m1; m += unit)
-                multiply(batch, m, std::min(unit, m1 - m), p0, p1, std::min(m + 2 * unit, m1));
-        });
+        will_fill(reinterpret_cast<void*>(call_.out), element() * batches_ * call_.m * call_.n);
+        divide();
+        const i64 side = std::clamp<i64>(batches_ * panels_ / (kTasks * threads_), 1, kPackPanels);
+        const i64 sides = ceil_div(panels_, side);
+        const auto pack = [&](i64 task, int) {
+            const i64 first = task % sides * side;
+            pack_b(task / sides, first, std::min(first + side, panels_));
+        };
+        const auto product = [&](i64 task, int worker) {
+            const i64 split = task % splits_, block = task / splits_ % blocks_, batch = task / splits_ / blocks_;
+            const i64 p0 = begin_of(split, panels_, splits_), p1 = begin_of(split + 1, panels_, splits_);
+            for (i64 unit = block * units_; unit < (block + 1) * units_; ++unit)
+                multiply(left_[worker], batch, unit, p0, p1, std::min(unit + 2, (block + 1) * units_));
+        };
+        const Stage stages[] = {stage(batches_ * sides, pack), stage(batches_ * blocks_ * splits_, product)};
+        parallel_stages(threads_, stages, 2);
     }
 
 private:
+    // A unit of rows as its worker has packed it; it keeps the last one.
+    struct alignas(kLine) Left {
+        i64 batch = -1, unit = -1;
+        const u8* words = nullptr;
+        i64 row = 0, step = 0;  // from word to word, in bytes
+        std::vector<i32> sums;  // for each tile and chunk, kMaxRows: what corrects its rows
+    };
+
     static std::vector<int> shifts(const GemmCall& c) {
         return left_shifts(c.k, c.a.exponents(), static_cast<int>(c.a.max_shift), c.b.exponents(),
                            static_cast<int>(c.b.max_shift));
     }
+    bool wide() const { return plan_.wide() && !call_.is_float; }  // the output, not only the sums
+    i64 element() const { return wide() ? 8 : 4; }
     i64 init_size() const { return static_cast<i64>(chunks_.size()) * columns_; }
     i64 width(i64 panel) const { return std::min(nr_, columns_ - panel * nr_); }
     i32* panel_b(i64 batch, i64 panel) const { return packed_b_ + (batch * columns_ + panel * nr_) * words_; }
     float* col_scale(i64 batch) const { return scale_ + 2 * batch * columns_; }
 
-    void pack_b(i64 batch, i64 panel) {
+    // Rows in blocks, equally many for each thread, of units that fit a cache; columns in sets of panels that do. A task
+    // is a block times a set; a worker's tasks follow each other, so that it packs a unit once.
+    void divide() {
+        const i64 row_bytes = std::max<i64>(4 * words_, 1), panel_bytes = nr_ * row_bytes;
+        const bool small_b = columns_ * row_bytes <= kFirstCache;  // it leaves A room in the first cache
+        const i64 fit = std::max(mr_, (small_b ? kFirstCache : kLeftBytes) / row_bytes / mr_ * mr_);
+        const i64 share = std::max(mr_, ceil_div<i64>(call_.m * batches_, threads_));
+        const i64 most = std::min(small_b ? fit * kUnitsAhead : fit, share);
+        blocks_ = ceil_div(call_.m, most);
+        const i64 even = round_up<i64>(blocks_, threads_);
+        if (batches_ == 1 && even * mr_ <= call_.m) blocks_ = even;
+        units_ = ceil_div(ceil_div(call_.m, blocks_), fit);
+        const i64 sets = ceil_div(panels_, std::max<i64>(1, kRightBytes / panel_bytes));
+        const i64 wanted = threads_ > 1 ? ceil_div(kTasks * threads_, batches_ * blocks_) : 1;
+        splits_ = std::min(panels_, std::max(sets, wanted));
+        left_.resize(static_cast<size_t>(threads_));
+    }
+
+    void pack_b(i64 batch, i64 p0, i64 p1) {
         const Offsets at = offsets(call_, batch);
+        const Codes codes = plan_.right_codes(reinterpret_cast<const u8*>(call_.b.data) + at.b, call_.b.outer,
+                                              call_.b.inner);
+        const i64 most = call_.b.outer == 1 ? kPackWords : std::max<i64>(words_, 1);
+        for (i64 w = 0; w < words_; w += most)
+            for (i64 p = p0; p < p1; ++p)
+                k_.encode_columns(codes.part(p * nr_, w * k_.per_word), std::min(nr_, call_.n - p * nr_),
+                                  std::min(most, words_ - w), panel_b(batch, p) + w * width(p), width(p));
+        for (i64 p = p0; p < p1; ++p) finish_b(batch, p, at);
+    }
+
+    // What goes with a panel: the sums that correct it, and the scales and biases of its columns.
+    void finish_b(i64 batch, i64 panel, const Offsets& at) {
         const i64 n0 = panel * nr_, n = std::min(nr_, call_.n - n0), ld = width(panel);
-        const u8* data = reinterpret_cast<const u8*>(call_.b.data) + at.b + n0 * call_.b.outer;
-        k_.encode_columns(plan_.right_codes(data, call_.b.outer, call_.b.inner), n, words_, panel_b(batch, panel), ld);
         Tile t{};
         t.b = panel_b(batch, panel);
         t.b_step = ld;
@@ -119,85 +162,99 @@ private:
         }
     }
 
-    // Rows [m0, m0 + m) of one matrix times panels [p0, p1); rows up to `soon` are next, and wanted in the cache by then.
-    void multiply(i64 batch, i64 m0, i64 m, i64 p0, i64 p1, i64 soon) {
-        const Offsets at = offsets(call_, batch);
-        const u8* data = reinterpret_cast<const u8*>(call_.a.data) + at.a + m0 * call_.a.outer;
-        const Codes codes = plan_.left_codes(data, call_.a.outer, call_.a.inner);
-        // Words lie as cheaply as A's layout allows; the tile does not care. A row is kept off the period of a cache
-        // set.
-        const bool by_columns = call_.a.outer == 1 && call_.a.inner != 1;
-        const i64 ld = by_columns ? round_up<i64>(m, k_.lanes) : words_ % 64 < 16 ? words_ + 16 : words_;
-        i32* packed = scratch<i32>(Slot::left, by_columns ? ld * words_ : ld * m);
-        if (by_columns)
-            k_.encode_columns(codes, m, words_, packed, ld);
-        else
-            k_.encode_rows(codes, m, words_, packed, ld);
-        const i64 row = by_columns ? 4 : 4 * ld, step = by_columns ? 4 * ld : 4;
+    i64 first_row(i64 unit) const { return begin_of(unit, call_.m, blocks_ * units_); }
 
-        const i64 most = p1 - p0, set = std::clamp<i64>(kBlockBytes / std::max<i64>(4 * nr_ * words_, 1), 1, most);
+    // Words lie as cheaply as A's layout allows; the tile does not care.
+    void pack_a(Left& left, const Codes& codes, i64 rows) {
+        const bool by_columns = codes.outer == 1 && codes.inner != 1;
+        // A row is kept off the period of a cache set.
+        const i64 ld = by_columns ? round_up<i64>(rows, k_.lanes) : words_ % 64 < 16 ? words_ + 16 : words_;
+        i32* packed = scratch<i32>(Slot::left, by_columns ? ld * words_ : ld * rows);
+        if (by_columns)
+            k_.encode_columns(codes, rows, words_, packed, ld);
+        else
+            k_.encode_rows(codes, rows, words_, packed, ld);
+        left.words = reinterpret_cast<const u8*>(packed);
+        left.row = by_columns ? 4 : 4 * ld;
+        left.step = by_columns ? 4 * ld : 4;
+        if (!correct_.has_rows()) return;
+        const i64 tiles = ceil_div(rows, mr_), chunks = static_cast<i64>(chunks_.size());
+        left.sums.resize(static_cast<size_t>(tiles * chunks * kMaxRows));
+        for (i64 tile = 0; tile < tiles; ++tile) {
+            const i64 i = begin_of(tile, rows, tiles), count = begin_of(tile + 1, rows, tiles) - i;
+            for (i64 ch = 0; ch < chunks; ++ch)
+                correct_.rows(chunk_tile(left_tile(left, i), chunks_[ch]), static_cast<int>(count),
+                              &left.sums[(tile * chunks + ch) * kMaxRows]);
+        }
+    }
+
+    Tile left_tile(const Left& left, i64 row) const {
+        Tile t{};
+        t.a = left.words + row * left.row;
+        t.a_row = left.row;
+        t.a_group = 4 * left.row;
+        t.a_step = left.step;
+        t.a_off = t.b_off = &kOrigin;
+        t.segments = 1;
+        t.steps = words_;
+        return t;
+    }
+
+    // A unit of rows times panels [p0, p1). Units before `soon` are next, and wanted in the cache by then.
+    void multiply(Left& left, i64 batch, i64 unit, i64 p0, i64 p1, i64 soon) {
+        const Offsets at = offsets(call_, batch);
+        const i64 m0 = first_row(unit), m = first_row(unit + 1) - m0, end = first_row(soon) - m0;
+        const u8* data = reinterpret_cast<const u8*>(call_.a.data) + at.a + m0 * call_.a.outer;
+        const bool fresh = left.batch != batch || left.unit != unit;
+        if (fresh) pack_a(left, plan_.left_codes(data, call_.a.outer, call_.a.inner), m);
+        left.batch = batch;
+        left.unit = unit;
+        const float* scale = reinterpret_cast<const float*>(call_.a_scale) + at.a_scale;
         float row_scale[kMaxRows];
-        std::vector<i32> row_sums(correct_.has_rows() ? chunks_.size() * kMaxRows : 0);
-        const i64 height = balanced(m, mr_);
-        for (i64 q0 = p0; q0 < p1; q0 += set)
-            for (i64 i = 0; i < m; i += height) {
-                const int rows = static_cast<int>(std::min(height, m - i));
-                if (q0 == p0 && call_.a.inner == 1)
-                    for (i64 r = i + m; r < std::min(i + m + rows, soon - m0); ++r)
-                        for (i64 byte = 0; byte < call_.k; byte += kLine)
-                            __builtin_prefetch(data + r * call_.a.outer + byte);
-                Tile t{};
-                t.a = reinterpret_cast<const u8*>(packed) + i * row;
-                t.a_row = row;
-                t.a_group = 4 * row;
-                t.a_step = step;
-                t.c_row = nr_;
-                t.c_group = 4 * nr_;
-                t.a_off = t.b_off = &kOrigin;
-                t.segments = 1;
-                t.steps = words_;
-                for (size_t ch = 0; ch * kMaxRows < row_sums.size(); ++ch)
-                    correct_.rows(chunk_tile(t, chunks_[ch]), rows, &row_sums[ch * kMaxRows]);
-                const float* scale = reinterpret_cast<const float*>(call_.a_scale) + at.a_scale;
-                for (int r = 0; call_.is_float && r < rows; ++r)
-                    row_scale[r] = scale[(m0 + i + r) * call_.a_scale_step];
-                for (i64 panel = q0; panel < std::min(q0 + set, p1); ++panel)
-                    one_tile(batch, t, m0 + i, rows, panel, row_scale, row_sums.empty() ? nullptr : row_sums.data());
-            }
+        const i64 tiles = ceil_div(m, mr_), tile_sums = static_cast<i64>(chunks_.size()) * kMaxRows;
+        for (i64 tile = 0; tile < tiles; ++tile) {
+            const i64 i = begin_of(tile, m, tiles), rows = begin_of(tile + 1, m, tiles) - i;
+            if (fresh && call_.a.inner == 1)
+                for (i64 r = i + m; r < std::min(i + m + rows, end); ++r)
+                    for (i64 byte = 0; byte < call_.k; byte += kLine)
+                        __builtin_prefetch(data + r * call_.a.outer + byte);
+            for (i64 r = 0; call_.is_float && r < rows; ++r) row_scale[r] = scale[(m0 + i + r) * call_.a_scale_step];
+            Tile t = left_tile(left, i);
+            const i32* sums = correct_.has_rows() ? &left.sums[tile * tile_sums] : nullptr;
+            for (i64 panel = p0; panel < p1; ++panel)
+                one_tile(batch, t, m0 + i, static_cast<int>(rows), panel, row_scale, sums);
+        }
     }
 
     void one_tile(i64 batch, Tile& t, i64 m, int rows, i64 panel, const float* row_scale, const i32* row_sums) {
         t.b = panel_b(batch, panel);
         t.b_step = width(panel);
         const i64 n0 = panel * nr_, n = std::min(nr_, call_.n - n0), first = (batch * call_.m + m) * call_.n + n0;
-        alignas(64) i64 buffer[kMaxRows * kMaxVectors * kMaxLanes];
         const int vectors = static_cast<int>(width(panel) / k_.lanes);
         const float* cols = call_.is_float ? col_scale(batch) + n0 : nullptr;
         const Epilogue epilogue{row_scale, cols, call_.bias ? cols + columns_ : nullptr, nullptr, n};
         const i32* init = init_ + batch * init_size() + n0;
-        // int32 sums of whole vectors, and floats that need no second step, go where they belong at once.
-        const bool at_once = in_one_run(chunks_, plan_.wide(), correct_);
-        const bool in_place = call_.is_float ? at_once : !plan_.wide() && n == width(panel);
-        void* acc = in_place ? reinterpret_cast<i32*>(call_.out) + first : static_cast<void*>(buffer);
+        u8* const out = reinterpret_cast<u8*>(call_.out) + element() * first;
+        // int32 sums of whole vectors, and floats that need no second step, go where they belong at once: without a
+        // copy of the tile, since a store that is read in other pieces has to wait.
+        const bool in_place = call_.is_float ? at_once_ : !wide() && n == width(panel);
         t.c_row = in_place ? call_.n : nr_;
         t.c_group = 4 * t.c_row;
-        if (in_place && at_once) {  // without a copy of the tile: a store that is read in other pieces has to wait
+        if (in_place && at_once_) {
             t.epilogue = call_.is_float ? &epilogue : nullptr;
             t.init = init;
-            t.c = static_cast<i32*>(acc);
+            t.c = reinterpret_cast<i32*>(out);
             k_.tile[vectors - 1][rows - 1](t);
             return;
         }
+        alignas(64) u8 buffer[8 * kMaxRows * kMaxVectors * kMaxLanes];
+        u8* const acc = in_place ? out : buffer;
         run_chunks(k_, chunks_, plan_.wide(), t, rows, vectors, acc, init, columns_, row_sums);
-        if (call_.is_float) {
-            k_.finish({acc, plan_.wide(), nr_, rows, epilogue, reinterpret_cast<float*>(call_.out) + first, call_.n,
-                       1});
-        } else if (!in_place) {
-            const i64 size = plan_.wide() ? 8 : 4;
-            for (int i = 0; i < rows; ++i)
-                std::memcpy(reinterpret_cast<u8*>(call_.out) + size * (first + i * call_.n),
-                            reinterpret_cast<u8*>(buffer) + size * i * nr_, static_cast<size_t>(size * n));
-        }
+        if (call_.is_float)
+            k_.finish({acc, plan_.wide(), nr_, rows, epilogue, reinterpret_cast<float*>(out), call_.n, 1});
+        else
+            for (int i = 0; !in_place && i < rows; ++i)
+                std::memcpy(out + element() * i * call_.n, acc + element() * i * nr_, static_cast<size_t>(element() * n));
     }
 
     const GemmCall& call_;
@@ -205,8 +262,11 @@ private:
     Reduction plan_;
     Correction correct_;
     std::vector<Chunk> chunks_;
+    bool at_once_;
     i64 words_, nr_, columns_, panels_, batches_, mr_;
+    i64 blocks_ = 1, units_ = 1, splits_ = 1;  // of the rows; in a block; of the panels
     int threads_;
+    std::vector<Left> left_;
     i32 *packed_b_ = nullptr, *init_ = nullptr;
     float* scale_ = nullptr;
 };

@@ -52,6 +52,18 @@ struct Codes {
     u8 flip;           // 0x80 where bytes are kept at an offset: x ^ 0x80 is x + 128 of s8 and x - 128 of u8
     const u8* factor;  // 2^shift for each position of the reduction, or null
     const i32* order;  // position -> k, or -1 for code 0; null for the identity
+
+    // What is left from row or column j and this position of the reduction on.
+    Codes part(i64 j, i64 position) const {
+        Codes c = *this;
+        c.data += j * outer + (order ? 0 : position * inner);
+        if (order)
+            c.order += position;
+        else
+            c.first -= position, c.last -= position;
+        if (factor) c.factor += position;
+        return c;
+    }
 };
 
 // The same for sums that lie in memory.
