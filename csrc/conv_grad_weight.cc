@@ -161,7 +161,7 @@ private:
                 const u8* data = call_.a.codes() + image * stride[0] + channel * stride[1] + (block.p0 + i) * stride[2];
                 Codes codes = plan.right_codes(data, stride[1], stride[3]);
                 codes.last = together ? rows * call_.q : call_.q;
-                k_.encode_columns(codes, n, words, to, ld);
+                k_.encode_columns(codes, n, words, {to, ld});
                 to += words * ld;
             }
     }

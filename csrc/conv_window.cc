@@ -150,7 +150,7 @@ private:
             for (const Phase::Tap& s : phase.cols->taps) {
                 const u8* data = call_.b.codes() + group * stride[0] + first * stride[1] + r.weight * stride[3] +
                                  s.weight * stride[4];
-                k_.encode_columns(plan.right_codes(data, stride[1], stride[2]), n, plan.words(), to, ld);
+                k_.encode_columns(plan.right_codes(data, stride[1], stride[2]), n, plan.words(), {to, ld});
                 at.push_back(to - begin);
                 to += plan.words() * ld;
             }
@@ -197,7 +197,7 @@ private:
             if (pixel_major_)
                 k_.encode_rows(line, end - begin, words, row + begin * words, words);
             else
-                k_.encode_columns(line, end - begin, words, row + begin, count * width_);
+                k_.encode_columns(line, end - begin, words, {row + begin, count * width_});
         }
     }
 

@@ -135,7 +135,7 @@ private:
         for (int f = 0; f < kFrequencies; ++f) {
             const Codes codes = plan_.right_codes(all + f * all_step, together ? 1 : sources, together ? n : 1);
             i32* to = weights(panel, f);
-            k_.encode_columns(codes, n, plan_.words(), to, ld);
+            k_.encode_columns(codes, n, plan_.words(), {to, ld});
             correct_.columns(tile(to, ld), ld, init_ + f * padded_ + first);
         }
     }

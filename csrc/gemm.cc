@@ -18,11 +18,11 @@ Op<ProductKernels> op{"gemm"};
 
 constexpr i64 kLeftBytes = 256 << 10;   // a quarter of the second cache for A's block
 constexpr i64 kRightBytes = 256 << 10;  // and one for a set of B's panels
-constexpr i64 kFirstCache = 16 << 10;   // half of the first cache
+constexpr i64 kFirstCache = 16 << 10;   // half of the first cache: a B that is smaller stays there
+constexpr i64 kUnitBytes = 4 << 10;     // of A beside it: what is packed, where it comes from, and what is fetched next
+constexpr i64 kUnits = 64;              // of a task then
 constexpr i64 kLine = 64;               // bytes that memory moves at a time
-constexpr i64 kUnitsAhead = 16;         // small blocks of a task, so that all but its first are fetched in time
 constexpr i64 kTasks = 8;               // of each thread, where there are so many: it is the last that others wait for
-constexpr i64 kPackWords = 16;          // words of each column that are packed before the next panel's: few pages
 constexpr i64 kPackPanels = 8;          // panels that are packed side by side: whole lines of B
 constexpr i64 kGrain = 1 << 18;         // multiply-accumulates below which a second thread costs more than it saves
 constexpr int kMaxLeading = 8;
@@ -115,10 +115,10 @@ private:
     // is a block times a set; a worker's tasks follow each other, so that it packs a unit once.
     void divide() {
         const i64 row_bytes = std::max<i64>(4 * words_, 1), panel_bytes = nr_ * row_bytes;
-        const bool small_b = columns_ * row_bytes <= kFirstCache;  // it leaves A room in the first cache
-        const i64 fit = std::max(mr_, (small_b ? kFirstCache : kLeftBytes) / row_bytes / mr_ * mr_);
+        in_first_cache_ = columns_ * row_bytes <= kFirstCache;
+        const i64 fit = std::max(mr_, (in_first_cache_ ? kUnitBytes : kLeftBytes) / row_bytes / mr_ * mr_);
         const i64 share = std::max(mr_, ceil_div<i64>(call_.m * batches_, threads_));
-        const i64 most = std::min(small_b ? fit * kUnitsAhead : fit, share);
+        const i64 most = std::min(in_first_cache_ ? fit * kUnits : fit, share);
         blocks_ = ceil_div(call_.m, most);
         const i64 even = round_up<i64>(blocks_, threads_);
         if (batches_ == 1 && even * mr_ <= call_.m) blocks_ = even;
@@ -133,11 +133,13 @@ private:
         const Offsets at = offsets(call_, batch);
         const Codes codes = plan_.right_codes(reinterpret_cast<const u8*>(call_.b.data) + at.b, call_.b.outer,
                                               call_.b.inner);
-        const i64 most = call_.b.outer == 1 ? kPackWords : std::max<i64>(words_, 1);
-        for (i64 w = 0; w < words_; w += most)
-            for (i64 p = p0; p < p1; ++p)
-                k_.encode_columns(codes.part(p * nr_, w * k_.per_word), std::min(nr_, call_.n - p * nr_),
-                                  std::min(most, words_ - w), panel_b(batch, p) + w * width(p), width(p));
+        const i64 full = std::min(p1, columns_ / nr_);  // the last panel may be narrower
+        const auto encode = [&](i64 from, i64 to) {
+            const i64 n = std::min(to * nr_, call_.n) - from * nr_, ld = width(from);
+            k_.encode_columns(codes.part(from * nr_, 0), n, words_, {panel_b(batch, from), ld, ld, ld * words_});
+        };
+        if (p0 < full) encode(p0, full);
+        if (full < p1) encode(full, p1);
         for (i64 p = p0; p < p1; ++p) finish_b(batch, p, at);
     }
 
@@ -171,7 +173,7 @@ private:
         const i64 ld = by_columns ? round_up<i64>(rows, k_.lanes) : words_ % 64 < 16 ? words_ + 16 : words_;
         i32* packed = scratch<i32>(Slot::left, by_columns ? ld * words_ : ld * rows);
         if (by_columns)
-            k_.encode_columns(codes, rows, words_, packed, ld);
+            k_.encode_columns(codes, rows, words_, {packed, ld});
         else
             k_.encode_rows(codes, rows, words_, packed, ld);
         left.words = reinterpret_cast<const u8*>(packed);
@@ -214,16 +216,22 @@ private:
         const i64 tiles = ceil_div(m, mr_), tile_sums = static_cast<i64>(chunks_.size()) * kMaxRows;
         for (i64 tile = 0; tile < tiles; ++tile) {
             const i64 i = begin_of(tile, m, tiles), rows = begin_of(tile + 1, m, tiles) - i;
-            if (fresh && call_.a.inner == 1)
-                for (i64 r = i + m; r < std::min(i + m + rows, end); ++r)
-                    for (i64 byte = 0; byte < call_.k; byte += kLine)
-                        __builtin_prefetch(data + r * call_.a.outer + byte);
+            if (in_first_cache_) fetch_ahead(batch, data, m0, i + m, std::min(i + m + rows, end));
             for (i64 r = 0; call_.is_float && r < rows; ++r) row_scale[r] = scale[(m0 + i + r) * call_.a_scale_step];
             Tile t = left_tile(left, i);
             const i32* sums = correct_.has_rows() ? &left.sums[tile * tile_sums] : nullptr;
             for (i64 panel = p0; panel < p1; ++panel)
                 one_tile(batch, t, m0 + i, static_cast<int>(rows), panel, row_scale, sums);
         }
+    }
+
+    // Rows [i0, i1) after m0 of A, which begins at `data`, and of C.
+    void fetch_ahead(i64 batch, const u8* data, i64 m0, i64 i0, i64 i1) const {
+        const i64 row = element() * call_.n;
+        const u8* out = reinterpret_cast<const u8*>(call_.out) + (batch * call_.m + m0) * row;
+        for (i64 byte = i0 * row; byte < i1 * row; byte += kLine) __builtin_prefetch(out + byte, 1);
+        for (i64 i = i0; call_.a.inner == 1 && i < i1; ++i)
+            for (i64 byte = 0; byte < call_.k; byte += kLine) __builtin_prefetch(data + i * call_.a.outer + byte);
     }
 
     void one_tile(i64 batch, Tile& t, i64 m, int rows, i64 panel, const float* row_scale, const i32* row_sums) {
@@ -262,7 +270,7 @@ private:
     Reduction plan_;
     Correction correct_;
     std::vector<Chunk> chunks_;
-    bool at_once_;
+    bool at_once_, in_first_cache_ = false;
     i64 words_, nr_, columns_, panels_, batches_, mr_;
     i64 blocks_ = 1, units_ = 1, splits_ = 1;  // of the rows; in a block; of the panels
     int threads_;

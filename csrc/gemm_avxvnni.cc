@@ -14,6 +14,7 @@ namespace {
 #define SB_MR1 8
 #define SB_MR2 6
 #include "simd.inc"
+#include "part.inc"
 #include "gemm_encode.inc"
 #include "gemm_kernels.inc"
 }  // namespace

@@ -77,6 +77,16 @@ struct Finish {
     i64 cols() const { return epilogue.cols; }
 };
 
+// Where columns of words go: `width` of them, a multiple of W, in each panel, the panels `step` words apart; in a panel
+// the words of a position lie together, those of the next one ld further.
+struct Panels {
+    i32* data;
+    i64 ld;
+    i64 width = i64{1} << 62;  // one panel
+    i64 step = 0;
+    i32* first_word(i64 column) const { return data + column / width * step + column % width; }
+};
+
 struct ProductKernels {
     int rows[kMaxVectors];               // MR of the tile that is 1 vector wide, and of the one that is 2 wide
     int lanes;                           // W
@@ -85,8 +95,8 @@ struct ProductKernels {
     TileFn tile[kMaxVectors][kMaxRows];  // [vectors - 1][rows - 1]
     // words [j][position / per_word], rows of words ld apart
     void (*encode_rows)(const Codes&, i64 n, i64 words, void* dst, i64 ld);
-    // words [position / per_word][j], rows of words ld apart; columns up to a multiple of W may be written
-    void (*encode_columns)(const Codes&, i64 n, i64 words, i32* dst, i64 ld);
+    // words [position / per_word][j]; columns up to a multiple of W may be written
+    void (*encode_columns)(const Codes&, i64 n, i64 words, const Panels& to);
     // acc = ((first ? 0 : acc) + tile) << shift for n sums: Horner's step
     void (*combine)(void* acc, bool wide, const i32* tile, i64 n, bool first, int shift);
     void (*finish)(const Finish&);

@@ -13,6 +13,7 @@ namespace {
 #define SB_MR1 4
 #define SB_MR2 4
 #include "simd.inc"
+#include "part.inc"
 #include "gemm_encode.inc"
 #include "gemm_kernels.inc"
 }  // namespace

@@ -7,6 +7,7 @@ Sums beyond int32 are added in int64 there; only what the references refuse as w
 from __future__ import annotations
 
 import functools
+import struct
 from array import array
 
 import torch
@@ -19,15 +20,19 @@ from ._native import INT, POINTER, function
 MAX_LEADING = 8
 """Leading dimensions of a batched product (GemmCall in csrc/gemm.cc)."""
 
+_NO_SCALES = (0,) * 5
+_NO_LEADING = (0,) * (1 + 5 * MAX_LEADING)
+_GEMM_CALL = struct.Struct(f"{2 * 7 + 6 + len(_NO_SCALES) + len(_NO_LEADING)}q")
+
 _gemm = function("sb_gemm", POINTER, INT)
 
 
 def _codes_ok(*tensors: Tensor) -> bool:
-    return all(t.device.type == "cpu" and t.dtype in (torch.int8, torch.uint8) for t in tensors)
+    return all(t.is_cpu and t.dtype in (torch.int8, torch.uint8) for t in tensors)
 
 
 def _floats_ok(*tensors: Tensor | None) -> bool:
-    return all(t is None or (t.device.type == "cpu" and t.dtype == torch.float32) for t in tensors)
+    return all(t is None or (t.is_cpu and t.dtype == torch.float32) for t in tensors)
 
 
 def _address(t: Tensor | None) -> int:
@@ -38,7 +43,7 @@ def _bias(bias: Tensor | None, length: int) -> Tensor | None:
     """A bias of `length` as dense float32. ValueError for another length or device."""
     if bias is None:
         return None
-    if bias.shape != (length,) or bias.device.type != "cpu":
+    if bias.shape != (length,) or not bias.is_cpu:
         raise ValueError
     return bias.to(torch.float32).contiguous()
 
@@ -47,8 +52,11 @@ def _along(shift: Tensor | None, axis: int, length: int) -> Tensor | None:
     """The exponents along `axis`, one for each index, dense. ValueError where they differ along another axis."""
     if shift is None:
         return None
-    if shift.numel() != shift.shape[axis] or shift.dtype != torch.uint8 or shift.device.type != "cpu":
+    count = shift.numel()
+    if count != shift.shape[axis] or shift.dtype != torch.uint8 or not shift.is_cpu:
         raise ValueError
+    if count == length and shift.is_contiguous():
+        return shift
     return shift.reshape(-1).expand(length).contiguous()
 
 
@@ -67,37 +75,35 @@ def _sum_is(left: tuple[int, bool, int], right: tuple[int, bool, int], length: i
 
 def _product(op: str, a, ea, a_bits, a_signed, a_max, b, eb, b_bits, b_signed, b_max, scales, bias) -> Tensor:
     """int_matmul where scales is None, else scaled_matmul."""
-    lead, (m, k), n = a.shape[:-2], a.shape[-2:], b.shape[-1]
-    if not _codes_ok(a, b) or len(lead) > MAX_LEADING or (*lead, k) != b.shape[:-1]:
+    (*lead, m, k), (*lead_b, inner, n) = a.shape, b.shape
+    if not _codes_ok(a, b) or len(lead) > MAX_LEADING or k != inner or lead != lead_b:
         return NotImplemented
     width = _sum_is((a_bits, a_signed, a_max), (b_bits, b_signed, b_max), k)
+    if width == "too wide" or not (scales is None or _floats_ok(*scales)):
+        return NotImplemented
     try:
         ea, eb, bias = _along(ea, -1, k), _along(eb, -2, k), _bias(bias, n)
     except ValueError:
         return NotImplemented
-    if width == "too wide":
-        return NotImplemented
-    out = a.new_empty((*lead, m, n), dtype=torch.float32 if scales else getattr(torch, width))
-    scale_part = [0] * 5
-    steps = [a.stride()[:-2], b.stride()[:-2], (0,) * len(lead), (0,) * len(lead)]
+    out = torch.empty((*lead, m, n), dtype=torch.float32 if scales else getattr(torch, width))
+    (*steps_a, a_row, a_column), (*steps_b, b_row, b_column) = a.stride(), b.stride()
     if scales:
-        if not _floats_ok(*scales):
-            return NotImplemented
         sa, sb = scales[0].expand(*lead, m, 1), scales[1].expand(*lead, 1, n)
-        scale_part = [sa.data_ptr(), sa.stride(-2), sb.data_ptr(), sb.stride(-1), _address(bias)]
-        steps[2:] = [sa.stride()[:-2], sb.stride()[:-2]]
-    fields = array(
-        "q",
-        [
-            *(a.data_ptr(), a.stride(-2), a.stride(-1), _address(ea), a_bits, a_signed, a_max),
-            *(b.data_ptr(), b.stride(-1), b.stride(-2), _address(eb), b_bits, b_signed, b_max),
-            *(m, n, k, width == "int64", out.data_ptr(), scales is not None, *scale_part, len(lead)),
-            *(*lead, *[0] * (MAX_LEADING - len(lead))),
-            *(step for dimension in zip(*steps, strict=True) for step in dimension),
-            *[0] * (4 * (MAX_LEADING - len(lead))),
-        ],
+        (*steps_sa, a_step, _), (*steps_sb, _, b_step) = sa.stride(), sb.stride()
+        scale_part = (sa.data_ptr(), a_step, sb.data_ptr(), b_step, _address(bias))
+    else:
+        steps_sa, steps_sb, scale_part = lead, lead, _NO_SCALES
+    leading = _NO_LEADING
+    if lead:
+        steps = (step for dimension in zip(steps_a, steps_b, steps_sa, steps_sb) for step in dimension)
+        rest = MAX_LEADING - len(lead)
+        leading = (len(lead), *lead, *[0] * rest, *steps, *[0] * (4 * rest))
+    fields = _GEMM_CALL.pack(
+        *(a.data_ptr(), a_row, a_column, _address(ea), a_bits, a_signed, a_max),
+        *(b.data_ptr(), b_column, b_row, _address(eb), b_bits, b_signed, b_max),
+        *(m, n, k, width == "int64", out.data_ptr(), scales is not None, *scale_part, *leading),
     )
-    return out if call(op, _gemm, fields.tobytes()) else NotImplemented
+    return out if call(op, _gemm, fields) else NotImplemented
 
 
 def int_matmul(a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift) -> Tensor:
