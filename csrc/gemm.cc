@@ -111,8 +111,8 @@ private:
     i32* panel_b(i64 batch, i64 panel) const { return packed_b_ + (batch * columns_ + panel * nr_) * words_; }
     float* col_scale(i64 batch) const { return scale_ + 2 * batch * columns_; }
 
-    // Rows in blocks, equally many for each thread, of units that fit a cache; columns in sets of panels that do. A task
-    // is a block times a set; a worker's tasks follow each other, so that it packs a unit once.
+    // Rows in blocks, equally many for each thread, of units that fit a cache; columns in sets of panels that do. A
+    // task is a block times a set; a worker's tasks follow each other, so that it packs a unit once.
     void divide() {
         const i64 row_bytes = std::max<i64>(4 * words_, 1), panel_bytes = nr_ * row_bytes;
         in_first_cache_ = columns_ * row_bytes <= kFirstCache;
@@ -262,7 +262,8 @@ private:
             k_.finish({acc, plan_.wide(), nr_, rows, epilogue, reinterpret_cast<float*>(out), call_.n, 1});
         else
             for (int i = 0; !in_place && i < rows; ++i)
-                std::memcpy(out + element() * i * call_.n, acc + element() * i * nr_, static_cast<size_t>(element() * n));
+                std::memcpy(out + element() * i * call_.n, acc + element() * i * nr_,
+                            static_cast<size_t>(element() * n));
     }
 
     const GemmCall& call_;
