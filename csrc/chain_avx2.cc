@@ -28,6 +28,9 @@ static const Register registered_relu_grad{"relu_grad", Isa::avx2, "relu_grad_av
 static const Register registered_relu_grad_quantize{
     "relu_grad_quantize", Isa::avx2, "relu_grad_quantize_avx2", &kernels};
 static const Register registered_norm_grad_sums{"norm_grad_sums", Isa::avx2, "norm_grad_sums_avx2", &kernels};
+static const Register registered_chain_norm{"chain_norm", Isa::avx2, "chain_norm_avx2", &kernels};
+static const Register registered_chain_norm_grad{
+    "chain_norm_grad", Isa::avx2, "chain_norm_grad_avx2", &kernels};
 static const Register registered_norm_grad_codes{"norm_grad_codes", Isa::avx2, "norm_grad_codes_avx2", &kernels};
 }  // namespace sb::avx2
 #endif

@@ -30,6 +30,9 @@ static const Register registered_relu_grad_quantize{
     "relu_grad_quantize", Isa::avx512vnni, "relu_grad_quantize_avx512vnni", &kernels};
 static const Register registered_norm_grad_sums{
     "norm_grad_sums", Isa::avx512vnni, "norm_grad_sums_avx512vnni", &kernels};
+static const Register registered_chain_norm{"chain_norm", Isa::avx512vnni, "chain_norm_avx512vnni", &kernels};
+static const Register registered_chain_norm_grad{
+    "chain_norm_grad", Isa::avx512vnni, "chain_norm_grad_avx512vnni", &kernels};
 static const Register registered_norm_grad_codes{
     "norm_grad_codes", Isa::avx512vnni, "norm_grad_codes_avx512vnni", &kernels};
 }  // namespace sb::avx512vnni

@@ -25,6 +25,9 @@ static const Register registered_relu_grad{"relu_grad", Isa::neon, "relu_grad_ne
 static const Register registered_relu_grad_quantize{
     "relu_grad_quantize", Isa::neon, "relu_grad_quantize_neon", &kernels};
 static const Register registered_norm_grad_sums{"norm_grad_sums", Isa::neon, "norm_grad_sums_neon", &kernels};
+static const Register registered_chain_norm{"chain_norm", Isa::neon, "chain_norm_neon", &kernels};
+static const Register registered_chain_norm_grad{
+    "chain_norm_grad", Isa::neon, "chain_norm_grad_neon", &kernels};
 static const Register registered_norm_grad_codes{"norm_grad_codes", Isa::neon, "norm_grad_codes_neon", &kernels};
 }  // namespace sb::neon
 #endif

@@ -20,6 +20,9 @@ const Register registered_relu_grad{"relu_grad", Isa::portable, "relu_grad_porta
 const Register registered_relu_grad_quantize{
     "relu_grad_quantize", Isa::portable, "relu_grad_quantize_portable", &kernels};
 const Register registered_norm_grad_sums{"norm_grad_sums", Isa::portable, "norm_grad_sums_portable", &kernels};
+const Register registered_chain_norm{"chain_norm", Isa::portable, "chain_norm_portable", &kernels};
+const Register registered_chain_norm_grad{
+    "chain_norm_grad", Isa::portable, "chain_norm_grad_portable", &kernels};
 const Register registered_norm_grad_codes{
     "norm_grad_codes", Isa::portable, "norm_grad_codes_portable", &kernels};
 }  // namespace

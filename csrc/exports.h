@@ -45,3 +45,20 @@ SB_EXPORT const char* sb_norm_grad_stats_groups(
     const sb::i8* g, const sb::i8* k, sb::i64 samples, sb::i64 channels, sb::i64 inner, sb::i64 group,
     const sb::i8* gamma, sb::i64 gamma_channels, sb::i64* sum_h, sb::i64* sum_hk, sb::i64* sum_sign, sb::i64* sum_g,
     sb::i64* sum_gk, int threads);
+SB_EXPORT const char* sb_norm_relu_range(
+    const sb::i64* least, const sb::i64* greatest, const sb::i64* total, const float* factor, sb::i64 channels,
+    sb::i64 n, int bits, const sb::i8* gamma, sb::i64 gamma_channels, const float* scale, sb::i64 scale_channels,
+    const float* beta, sb::i64 beta_channels, float* r, int);
+SB_EXPORT const char* sb_norm_grad_range(
+    const sb::i64* low, const sb::i64* high, sb::i64 channels, const sb::i8* gamma, sb::i64 gamma_channels,
+    const float* a, const float* u, const float* v, const float* t, float* r, int);
+SB_EXPORT const char* sb_relu_grad(
+    const float* g, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* mask, float* r, float* h,
+    int threads);
+SB_EXPORT const char* sb_relu_grad_quantize(
+    const float* g, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* mask, const float* r,
+    sb::i64 ranges, const sb::i64* stream, sb::i64 order_batch, sb::i64 order_channels, sb::i64 order_pixels, int top,
+    sb::i8* codes, int threads);
+SB_EXPORT const char* sb_norm_grad_sums(
+    const sb::i8* g, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* saved, int saved_bits,
+    sb::i64* sums, sb::i64* low, sb::i64* high, int threads);

@@ -11,6 +11,7 @@
 #include "exports.h"
 #include "memory.h"
 #include "norm.h"
+#include "norm_scales.h"
 #include "numerics.h"
 #include "parallel.h"
 
@@ -22,25 +23,6 @@ Op<ChainKernels> floats_op{"norm_grad_codes"};
 
 constexpr i64 kBlock = 1 << 14;  // elements in a task
 constexpr i64 kGrain = 1 << 13;  // elements that are worth a second thread
-
-float qmax(int bits) { return static_cast<float>((1 << (bits - 1)) - 1); }
-
-std::vector<float> steps(const float* r, i64 n, int bits) {
-    std::vector<float> s(r, r + n);
-    for (float& v : s) v /= qmax(bits);
-    return s;
-}
-
-// codes and scale of gamma by its own maximum; without gamma the code 1 with scale 1
-void quantize_gamma(const float* gamma, i64 n, int bits, i8* codes, float* scale) {
-    codes[0] = 1, *scale = 1.0f;
-    if (!gamma) return;
-    float r;
-    sb_amax(gamma, 1, 1, n, &r, 1);
-    const int top = (1 << (bits - 1)) - 1;
-    sb_quantize(gamma, n, &r, 1, n, nullptr, 1, 1, nullptr, 1, n, 1, -top, top, codes, 1);
-    *scale = r / qmax(bits);
-}
 
 // dx where the statistic and gamma belong to channels.
 void batch_grad(

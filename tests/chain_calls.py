@@ -106,7 +106,48 @@ def norm_grad_codes(big: int) -> list[tuple]:
     return calls
 
 
+def _of_a_norm(big: int) -> Iterator[Tensor]:
+    """Floats with a channel of zeros."""
+    for q in _inputs(big):
+        y = torch.empty_like(q, dtype=torch.float32).copy_(_floats(*q.shape))
+        y[:, 0] = 0
+        yield y
+
+
+def chain_norm(big: int) -> list[tuple]:
+    calls = []
+    for y in _of_a_norm(big):
+        with ops.use_backend("reference"):
+            r_k = ops.amax(y, 1)
+        gamma, beta = _channels(y), _channels(y) / 3
+        calls += [
+            (y, r_k, gamma, beta, False, 8, 8, 6, 7, 1e-5),
+            (y, r_k, None, beta, True, 6, 8, 8, 8, 1e-3),
+            (y, r_k, gamma, None, True, 8, 7, 4, 4, 1e-5),
+        ]
+    return calls
+
+
+def chain_norm_grad(big: int) -> list[tuple]:
+    calls = []
+    for (g, mask), y in zip(_gradients(big), (y for y in _of_a_norm(big) for _ in range(2)), strict=True):
+        saved = chain._saved_form(torch.empty_like(g, dtype=torch.int8).copy_(_codes(*g.shape)), 8, 6)
+        c = _channels(g)
+        norm = (saved, 6, c.abs() / 99, (c * 50).clamp(-127, 127).to(torch.int8), torch.full([1] * g.ndim, 0.3))
+        d = c.abs().double() + 0.1
+        calls += [
+            (g, mask, False, False, 8, torch.tensor(5), *norm, d),
+            (y, mask, True, True, 4, torch.tensor(6), *norm, d),
+            (y, mask, False, False, 6, torch.tensor(7), *norm, d),
+        ]
+    return calls
+
+
 CALLS = {
-    f.__name__: f for f in (norm_relu, norm_relu_codes, relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_codes)
+    f.__name__: f
+    for f in (
+        *(norm_relu, norm_relu_codes, relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_codes),
+        *(chain_norm, chain_norm_grad),
+    )
 }
 assert set(CALLS) <= set(ops.registered)

@@ -142,6 +142,17 @@ def test_the_calls_of_every_op(isa, name):  # noqa: F811
         run(name, isa, *args)
 
 
+def test_nan_and_inf_in_a_norm(isa):  # noqa: F811
+    for big in (1, 7):
+        for y, _, *rest in chain_calls.chain_norm(big):
+            special = floats(y.shape, "special").as_strided(y.shape, y.stride())
+            with ops.use_backend("reference"):
+                r_k = ops.amax(special, 1)
+            run("chain_norm", isa, special, r_k, *rest)
+        for g, *rest in chain_calls.chain_norm_grad(big):
+            run("chain_norm_grad", isa, floats(g.shape, "special").as_strided(g.shape, g.stride()), *rest)
+
+
 def test_an_addend_in_another_memory_order(isa):  # noqa: F811
     q = codes((2, 6, 5, 4), "random").contiguous(memory_format=torch.channels_last)
     run("norm_relu", isa, q, *chain_calls._norm(q), 6, floats(q.shape, "normal"), True)

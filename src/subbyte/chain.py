@@ -22,10 +22,10 @@ from torch import Tensor
 
 from . import numerics, ops
 from .autograd import Operand, Restorer, Saver, channel_sum, product, quantized
-from .norm import Geometry, codes_of_gamma
+from .norm import Geometry
 from .observe import LayerRecord
 from .ops import chain as passes
-from .ops import constants
+from .ops import chain_norm
 from .ops import norm as norm_ops
 from .products import Products
 from .qtensor import PackedQTensor, QTensor
@@ -120,12 +120,10 @@ class Chain(torch.autograd.Function):
                     z, r, saved, mask = norm.to_floats(other, relu)
                 else:
                     qx, px, saved, mask = norm.to_codes(stages[i + 1].layer)
-            k = PackedQTensor(
-                saved, norm.q.shape, norm.q.codes.stride(), norm.saved_scale(), stage.norm.format("saved")
-            )
             statistics += [norm.mu, norm.d]
             kept_w = qw if need_x or any(need[:at]) else None
-            kept.append(tuple(saver.keep(t) for t in (kept_x, kept_w, k, mask, norm.q_gamma, norm.d)))
+            operands = (kept_x, kept_w, norm.kept(saved), mask, norm.q_gamma, norm.s_gamma, norm.d)
+            kept.append(tuple(saver.keep(t) for t in operands))
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(*saver.tensors)
         ctx.kept, ctx.stages, ctx.shapes = kept, stages, shapes
@@ -143,11 +141,12 @@ class Chain(torch.autograd.Function):
         grad_other = None
         for i in reversed(range(len(ctx.stages))):
             stage, at = ctx.stages[i], PARAMETERS * i
-            px, pw, pk, mask, q_gamma, d = ctx.kept[i]
+            px, pw, pk, *tensors = ctx.kept[i]
             last = i == len(ctx.stages) - 1
             k = _packed(restore.tensors, pk)
+            mask, q_gamma, s_gamma, d = (restore(t) for t in tensors)
             with ops.recording(stage.norm_record.kernels):
-                step = _NormGradient(g, k, restore(mask), restore(q_gamma), restore(d), stage, last and need_other)
+                step = _NormGradient(g, k, mask, (q_gamma, s_gamma), d, stage, last and need_other)
                 if last and need_other:
                     grad_other = step.masked
                 grads[at + 2 : at + 4] = step.gamma, step.beta
@@ -193,43 +192,37 @@ def _codes(x: Tensor, quantizer: Quantizer, r_k: Tensor) -> QTensor:
 
 
 class _Norm:
-    """The norm of one stage, forward: sums of the codes of y, constants, and one pass to what comes next."""
+    """The norm of one stage, forward: the codes of y and what follows from them, and one pass to what comes next."""
 
-    def __init__(self, y: Tensor, r: Tensor, stage: Stage, gamma, beta) -> None:
-        scheme, geo = stage.norm, stage.geometry
-        self.scheme = scheme
-        self.q = _codes(y, scheme.quantizer("input", geo.input_axis), r)
-        self.n = norm_ops.count(y.shape, geo.dims)
-        if self.n == 1:
+    def __init__(self, y: Tensor, r_k: Tensor, stage: Stage, gamma, beta) -> None:
+        self.scheme = scheme = stage.norm
+        n = norm_ops.count(y.shape, stage.geometry.dims)
+        if n == 1:
             raise ValueError(f"batch statistics need more than 1 value per channel, input {tuple(y.shape)}")
-        total, spread, self.least, self.greatest = norm_ops.norm_stats(self.q.codes, list(geo.dims), False)
-        bits, n, over = scheme.format("normalized").bits, self.n, list(geo.param_dims)
-        self.mu, self.d, factor, self.scale = constants.norm_constants(
-            self.q.scale, total, spread, self.least, self.greatest, n, n, False, stage.eps, bits, over
+        bits, self.saved_bits = scheme.format("normalized").bits, scheme.format("saved").bits
+        widths = (scheme.format("input").bits, bits, self.saved_bits, scheme.format("weight").bits)
+        self.q, total, factor, self.q_gamma, self.s_gamma, scale, self.saved_scale, self.mu, self.d, self.r = (
+            chain_norm.chain_norm(y, r_k, gamma, beta, scheme.granularity == "tensor", *widths, stage.eps)
         )
-        self.q_gamma = codes_of_gamma(gamma, y, scheme)
-        beta = torch.zeros([1] * y.ndim, device=y.device) if beta is None else beta.float()
-        self.operands = (total, factor, self.n, bits, self.q_gamma.codes, self.scale * self.q_gamma.scale, beta)
+        beta = torch.zeros([1] * y.ndim, device=y.device) if beta is None else beta
+        self.operands = (self.q, total, factor, n, bits, self.q_gamma, scale, beta, self.saved_bits)
 
-    def saved_scale(self) -> Tensor:
-        drop = self.scheme.format("normalized").bits - self.scheme.format("saved").bits
-        return self.scale * float(1 << drop)
+    def kept(self, saved: Tensor) -> PackedQTensor:
+        """xhat as it is saved."""
+        return PackedQTensor(saved, self.q.shape, self.q.stride(), self.saved_scale, self.scheme.format("saved"))
 
     def to_floats(self, other: Tensor | None, relu: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(z, its range, saved xhat, mask)."""
-        return passes.norm_relu(self.q.codes, *self.operands, self.scheme.format("saved").bits, other, relu)
+        return passes.norm_relu(*self.operands, other, relu)
 
     def to_codes(self, layer: LayerScheme) -> tuple[QTensor, PackedQTensor, Tensor, Tensor]:
         """(codes of ReLU(y) as the next layer takes them, the same packed, saved xhat, mask)."""
         quantizer = layer.activation
         assert quantizer is not None
-        r_k = constants.norm_relu_range(self.least, self.greatest, *self.operands)
-        found = quantizer.ranges_from_channels(r_k)
+        found = quantizer.ranges_from_channels(self.r)
         assert found is not None
         r, fmt = found[0], quantizer.format
-        codes, packed, saved, mask = passes.norm_relu_codes(
-            self.q.codes, *self.operands, self.scheme.format("saved").bits, r, fmt.bits, fmt.signed
-        )
+        codes, packed, saved, mask = passes.norm_relu_codes(*self.operands, r, fmt.bits, fmt.signed)
         scale = numerics.step(r, fmt)
         return (
             QTensor(codes, scale, fmt),
@@ -242,40 +235,23 @@ class _Norm:
 class _NormGradient:
     """The norm of one stage, backward: g masked by ReLU and in codes, sums, constants, one pass to codes of dx."""
 
-    def __init__(self, g: Tensor, k: PackedQTensor, mask: Tensor, q_gamma: QTensor, d, stage: Stage, keep: bool):
-        scheme, geo = stage.norm, stage.geometry
-        self.stage, self.k, self.q_gamma = stage, k, q_gamma
-        g = _laid_out(g, k)
-        quantizer = scheme.quantizer("gradient", geo.gradient_axis, "stochastic")
-        r_k, self.masked = passes.relu_grad(g, mask, keep)
-        found = quantizer.ranges_from_channels(r_k)
-        assert found is not None
-        r, bits = found[0], quantizer.format.bits
-        source, mask = (self.masked, mask[:0]) if keep else (g, mask)
-        self.q_g = passes.relu_grad_quantize(source, mask, r, stage.norm_stream, bits)
-        scale = numerics.step(r, quantizer.format)
-        sums, self.low, self.high = passes.norm_grad_sums(self.q_g, k.packed, k.format.bits)
-        sum_g, sum_gk, sum_t = sums
-        weight = q_gamma.codes.to(torch.int64)
-        n = norm_ops.count(g.shape, geo.dims)
-        self.constants = constants.norm_grad_constants(
-            scale, k.scale, q_gamma.scale, d, weight * sum_g, weight * sum_gk, sum_t, n, True, False
+    def __init__(self, g: Tensor, k: PackedQTensor, mask: Tensor, gamma: tuple[Tensor, Tensor], d, stage, keep: bool):
+        self.stage = stage
+        scheme, xhat, (q_gamma, s_gamma) = stage.norm, (k.packed, k.format.bits), gamma
+        form = (keep, scheme.granularity == "tensor", scheme.format("gradient").bits, stage.norm_stream)
+        q_g, self.masked, *constants, self.r, self.gamma, self.beta = chain_norm.chain_norm_grad(
+            _laid_out(g, k), mask, *form, *xhat, k.scale, q_gamma, s_gamma, d
         )
-        self.gamma, self.beta = sum_gk.float() * (scale * k.scale), sum_g.float() * scale
+        self.operands = (q_g, *xhat, q_gamma, *constants)
 
     def to_codes(self) -> QTensor:
         """dx by the product's quantizer of gradients."""
-        quantizer, gamma = self.stage.layer.gradient, self.q_gamma.codes
-        assert quantizer is not None
-        r_k = constants.norm_grad_range(self.low, self.high, gamma, *self.constants)
-        found = quantizer.ranges_from_channels(r_k)
+        quantizer, streams = self.stage.layer.gradient, self.stage.streams
+        found = quantizer.ranges_from_channels(self.r)
         assert found is not None
         (r, shift, max_shift), fmt = found, quantizer.format
-        streams = self.stage.streams
         stream = streams[0] if quantizer.stochastic and streams is not None else None
-        codes = passes.norm_grad_codes(
-            self.q_g, self.k.packed, self.k.format.bits, gamma, *self.constants, r, shift, stream, fmt.bits
-        )
+        codes = passes.norm_grad_codes(*self.operands, r, shift, stream, fmt.bits)
         return QTensor(codes, numerics.step(r, fmt), fmt, shift, max_shift)
 
 

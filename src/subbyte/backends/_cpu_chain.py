@@ -14,7 +14,7 @@ from ..qtensor import is_dense
 from ._cpu_call import axes, call, transposition
 from ._native import INT, INT64, POINTER, function
 
-_MAX_COUNT = 1 << 24  # codes of one statistic, as in ops.norm
+MAX_COUNT = 1 << 24  # codes of one statistic, as in ops.norm
 _SHAPE = (INT64, INT64, INT64)  # outer, channels, inner; or batch, channels, pixels
 _VALUES = (POINTER, INT64)  # one value, or one for each channel
 _NORM = (POINTER, *_SHAPE, *_VALUES * 5, INT64, INT, INT)
@@ -32,15 +32,15 @@ _grad_codes = function(
 
 
 def norm_relu(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, other, relu):
-    shape, norm = _shape(q, torch.int8), _norm_operands(q, total, factor, q_gamma, scale, beta)
-    if shape is None or norm is None or (other is not None and _shape(other, torch.float32) is None):
+    shape, norm = shape_of(q, torch.int8), _norm_operands(q, total, factor, q_gamma, scale, beta)
+    if shape is None or norm is None or (other is not None and shape_of(other, torch.float32) is None):
         return NotImplemented
     z = torch.empty_like(q, dtype=torch.float32)
     if other is not None and (other.shape != q.shape or other.stride() != z.stride()):
         other = torch.empty_like(z).copy_(other)
     r = torch.empty([1] * q.ndim, dtype=torch.float32)
     saved, mask = _packed(q, saved_bits), _packed(q, 1) if relu else torch.empty(0, dtype=torch.uint8)
-    arguments = (q.data_ptr(), *shape, *_pointers(norm), n, bits, saved_bits)
+    arguments = (q.data_ptr(), *shape, *pointers(norm), n, bits, saved_bits)
     outputs = (z.data_ptr(), r.data_ptr(), saved.data_ptr(), mask.data_ptr() if relu else None)
     return (
         (z, r, saved, mask) if call("norm_relu", _norm_relu, *arguments, _pointer(other), *outputs) else NotImplemented
@@ -48,69 +48,70 @@ def norm_relu(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, other
 
 
 def norm_relu_codes(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, r, next_bits, next_signed):
-    shape, norm = _shape(q, torch.int8), _norm_operands(q, total, factor, q_gamma, scale, beta)
-    ranges, fmt = _values(q, (r, torch.float32)), IntFormat(next_bits, next_signed)
+    shape, norm = shape_of(q, torch.int8), _norm_operands(q, total, factor, q_gamma, scale, beta)
+    ranges, fmt = values_of(q, (r, torch.float32)), IntFormat(next_bits, next_signed)
     if shape is None or norm is None or ranges is None:
         return NotImplemented
     codes = torch.empty_like(q, dtype=fmt.dtype)
     packed, saved, mask = (_packed(q, b) for b in (next_bits, saved_bits, 1))
-    arguments = (q.data_ptr(), *shape, *_pointers(norm), n, bits, saved_bits, *_pointers(ranges), next_bits, fmt.qmax)
+    arguments = (q.data_ptr(), *shape, *pointers(norm), n, bits, saved_bits, *pointers(ranges), next_bits, fmt.qmax)
     outputs = (codes.data_ptr(), packed.data_ptr(), saved.data_ptr(), mask.data_ptr())
     done = call("norm_relu_codes", _norm_relu_codes, *arguments, *outputs)
     return (codes, packed, saved, mask) if done else NotImplemented
 
 
 def relu_grad(g: Tensor, mask: Tensor, keep: bool):
-    shape = _shape(g, torch.float32)
-    if shape is None or not _has_bits(mask, g, 1, or_none=True):
+    shape = shape_of(g, torch.float32)
+    if shape is None or not has_bits(mask, g, 1, or_none=True):
         return NotImplemented
     r = torch.empty([size if i == 1 else 1 for i, size in enumerate(g.shape)], dtype=torch.float32)
     h = torch.empty_like(g) if keep else torch.empty(0)
-    pointers = (_bits(mask), r.data_ptr(), h.data_ptr() if keep else None)
-    return (r, h) if call("relu_grad", _relu_grad, g.data_ptr(), *shape, *pointers) else NotImplemented
+    results = (r.data_ptr(), h.data_ptr() if keep else None)
+    done = call("relu_grad", _relu_grad, g.data_ptr(), *shape, bits_of(mask), *results)
+    return (r, h) if done else NotImplemented
 
 
 def relu_grad_quantize(g: Tensor, mask: Tensor, r: Tensor, stream: Tensor, bits: int):
-    shape = _shape(g, torch.float32)
-    if shape is None or not _has_bits(mask, g, 1, or_none=True):
+    shape = shape_of(g, torch.float32)
+    if shape is None or not has_bits(mask, g, 1, or_none=True):
         return NotImplemented
-    order, ranges = transposition(g), _values(g, (r, torch.float32))
+    order, ranges = transposition(g), values_of(g, (r, torch.float32))
     if order is None or ranges is None:
         return NotImplemented
     codes = torch.empty_like(g, dtype=torch.int8)
-    arguments = (_bits(mask), *_pointers(ranges), stream.data_ptr(), *order, IntFormat(bits).qmax, codes.data_ptr())
+    arguments = (bits_of(mask), *pointers(ranges), stream.data_ptr(), *order, IntFormat(bits).qmax, codes.data_ptr())
     done = call("relu_grad_quantize", _relu_grad_quantize, g.data_ptr(), *shape, *arguments)
     return codes if done else NotImplemented
 
 
 def norm_grad_sums(q_g: Tensor, saved: Tensor, saved_bits: int):
-    shape = _shape(q_g, torch.int8)
-    if shape is None or not _has_bits(saved, q_g, saved_bits) or q_g.numel() > _MAX_COUNT * q_g.shape[1]:
+    shape = shape_of(q_g, torch.int8)
+    if shape is None or not has_bits(saved, q_g, saved_bits) or q_g.numel() > MAX_COUNT * q_g.shape[1]:
         return NotImplemented
     size = [3, *(n if i == 1 else 1 for i, n in enumerate(q_g.shape))]
     sums, low, high = (torch.empty(size, dtype=torch.int64) for _ in range(3))
-    pointers = (sums.data_ptr(), low.data_ptr(), high.data_ptr())
-    done = call("norm_grad_sums", _grad_sums, q_g.data_ptr(), *shape, saved.data_ptr(), saved_bits, *pointers)
+    results = (sums.data_ptr(), low.data_ptr(), high.data_ptr())
+    done = call("norm_grad_sums", _grad_sums, q_g.data_ptr(), *shape, saved.data_ptr(), saved_bits, *results)
     return (sums, low, high) if done else NotImplemented
 
 
 def norm_grad_codes(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, shift, stream, bits):
-    shape = _shape(q_g, torch.int8)
-    if shape is None or not _has_bits(saved, q_g, saved_bits):
+    shape = shape_of(q_g, torch.int8)
+    if shape is None or not has_bits(saved, q_g, saved_bits):
         return NotImplemented
     order = (1, q_g.numel(), 1) if stream is None else transposition(q_g)
-    operands = _values(q_g, (q_gamma, torch.int8), *((x, torch.float32) for x in (a, u, v, t, r)))
-    shifts = [] if shift is None else _values(q_g, (shift, torch.uint8))
+    operands = values_of(q_g, (q_gamma, torch.int8), *((x, torch.float32) for x in (a, u, v, t, r)))
+    shifts = [] if shift is None else values_of(q_g, (shift, torch.uint8))
     if order is None or operands is None or shifts is None:
         return NotImplemented
     codes = torch.empty_like(q_g)
-    arguments = (saved.data_ptr(), saved_bits, *_pointers(operands), *(_pointers(shifts) or (None, 0)))
+    arguments = (saved.data_ptr(), saved_bits, *pointers(operands), *(pointers(shifts) or (None, 0)))
     rounding = (_pointer(stream), *order, IntFormat(bits).qmax)
     done = call("norm_grad_codes", _grad_codes, q_g.data_ptr(), *shape, *arguments, *rounding, codes.data_ptr())
     return codes if done else NotImplemented
 
 
-def _shape(x: Tensor, dtype: torch.dtype) -> tuple[int, int, int] | None:
+def shape_of(x: Tensor, dtype: torch.dtype) -> tuple[int, int, int] | None:
     """(outer, channels, inner) of a dense tensor that holds something."""
     if x.device.type != "cpu" or x.dtype != dtype or x.ndim < 2 or x.numel() == 0 or not is_dense(x):
         return None
@@ -121,10 +122,10 @@ def _shape(x: Tensor, dtype: torch.dtype) -> tuple[int, int, int] | None:
 
 def _norm_operands(q, total, factor, q_gamma, scale, beta) -> list[Tensor] | None:
     floats = ((t, torch.float32) for t in (scale, beta))
-    return _values(q, (total, torch.int64), (factor, torch.float32), (q_gamma, torch.int8), *floats)
+    return values_of(q, (total, torch.int64), (factor, torch.float32), (q_gamma, torch.int8), *floats)
 
 
-def _values(x: Tensor, *operands: tuple[Tensor, torch.dtype]) -> list[Tensor] | None:
+def values_of(x: Tensor, *operands: tuple[Tensor, torch.dtype]) -> list[Tensor] | None:
     """The operands, contiguous, if each is one value or one for each channel of x."""
     for t, dtype in operands:
         n = t.numel()
@@ -135,7 +136,7 @@ def _values(x: Tensor, *operands: tuple[Tensor, torch.dtype]) -> list[Tensor] | 
     return [t.contiguous() for t, _ in operands]
 
 
-def _pointers(operands: list[Tensor]) -> list[int]:
+def pointers(operands: list[Tensor]) -> list[int]:
     """Pointer and number of each operand's values."""
     return [item for t in operands for item in (t.data_ptr(), t.numel())]
 
@@ -144,13 +145,13 @@ def _packed(x: Tensor, bits: int) -> Tensor:
     return torch.empty(-(-x.numel() * bits // 8), dtype=torch.uint8)
 
 
-def _has_bits(packed: Tensor, x: Tensor, bits: int, or_none: bool = False) -> bool:
+def has_bits(packed: Tensor, x: Tensor, bits: int, or_none: bool = False) -> bool:
     if packed.device.type != "cpu" or packed.dtype != torch.uint8 or not packed.is_contiguous():
         return False
     return packed.numel() == -(-x.numel() * bits // 8) or (or_none and packed.numel() == 0)
 
 
-def _bits(mask: Tensor) -> int | None:
+def bits_of(mask: Tensor) -> int | None:
     return mask.data_ptr() if mask.numel() else None
 
 

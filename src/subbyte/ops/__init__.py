@@ -1,6 +1,6 @@
 """The operations that a backend may accelerate. An op's body is its reference; dispatch.py says how one is chosen."""
 
-from . import chain
+from . import chain, chain_norm
 from .constants import absmax_codes, shift_exponents
 from .conv import (
     CHANNEL,
@@ -28,6 +28,7 @@ __all__ = [
     "absmax_codes",
     "amax",
     "chain",
+    "chain_norm",
     "conv2d",
     "conv2d_amax",
     "conv2d_grad_input",
