@@ -4,7 +4,7 @@
 namespace sb {
 namespace {
 
-constexpr i64 kOneDraw = 61;  // pixels that one vector of calls covers wherever they start: 4 * 16 - 3
+constexpr i64 kPixels = 16;  // of a tile at least, where a call is drawn twice if two tiles have a part of it
 
 }  // namespace
 
@@ -16,8 +16,8 @@ Draws::Draws(const QuantizeKernels& kernel, const i64* stream, i64 n, Order orde
         tiles_ = ceil_div(n, width_);
         return;
     }
-    const i64 some = order.pixels % 4 == 0 ? round_up<i64>(ceil_div(kTile, order.channels), 4) : kOneDraw;
-    width_ = std::min(order.pixels, some);
+    const i64 some = round_up<i64>(ceil_div(kTile, order.channels), 4);
+    width_ = std::min(order.pixels, order.pixels % 4 == 0 ? some : std::max(some, kPixels));
     tiles_ = order.batch * ceil_div(order.pixels, width_);
     largest_ = width_ * order.channels;
 }
@@ -36,18 +36,8 @@ void Draws::draw(const Span& s, u16* r) const {
     }
     const auto [batch, channels, pixels] = order_;
     const i64 first = s.image * channels * pixels + s.pixel;  // logical index of channel 0
-    const i64 count = (s.end - s.begin) / channels;
-    if (pixels % 4 == 0) {
-        kernel_.random_pixels(
-            stream_, static_cast<u64>(first / 4), static_cast<u64>(pixels / 4), channels, count / 4, r);
-        return;
-    }
-    u16 drawn[4 * kLanes + kRandomSlack];
-    for (i64 c = 0; c < channels; ++c) {
-        const i64 start = first + c * pixels;
-        kernel_.random_run(stream_, static_cast<u64>(start / 4), ceil_div<i64>(start % 4 + count, 4), drawn);
-        for (i64 j = 0; j < count; ++j) r[j * channels + c] = drawn[start % 4 + j];
-    }
+    kernel_.random_pixels(
+        stream_, static_cast<u64>(first), static_cast<u64>(pixels), channels, (s.end - s.begin) / channels, r);
 }
 
 }  // namespace sb

@@ -3,7 +3,7 @@
 // Bits belong to LOGICAL row-major indices, tiles to memory order:
 //   order LINEAR       memory order is logical order
 //   order TRANSPOSED   memory is (batch, pixels, channels), logic (batch, channels, pixels): channels_last, or x.T.
-//                      Where pixels % 4 == 0, four pixels of a channel share a call; lanes run over channels.
+//                      Four pixels of a channel share a call, or two calls; lanes run over channels.
 // What is drawn lies in the L1 cache for as long as it takes to use it. Without a stream there are tiles and no bits.
 #pragma once
 

@@ -68,6 +68,12 @@ struct Call {
                 kernel.nearest(x + at, inv, low, high, n, codes + at);
         });
     }
+
+    void draw(i64 begin, i64 n, u64 stream) const {
+        factors.pieces(begin, begin + n, [&](i64 at, i64 run, Lane<float> inv) {
+            kernel.drawn(x + at, inv, low, high, stream, static_cast<u64>(at) / 4, run, codes + at);
+        });
+    }
 };
 
 }  // namespace
@@ -104,11 +110,20 @@ SB_EXPORT const char* sb_quantize(
         }
     }
     if (other.channels == 1) power.assign(1, 1.0f);
+    const bool one_factor = axis.channels == 1 && other.channels == 1;
     const Factors factors(std::move(inv), axis, std::move(power), other);
     will_fill(codes, n);
     const Call call{*kernel.table, factors, x, static_cast<i8*>(codes), low * kOne, high * kOne};
     const Order order{batch, channels, pixels};
+    const int workers = useful_threads(threads, n, kGrain);
+    if (stream && order.linear() && one_factor) {  // drawn where they are used
+        parallel(workers, ceil_div(n, kBlock), [&](i64 task, int) {
+            const i64 at = task * kBlock;
+            call.draw(at, std::min(kBlock, n - at), static_cast<u64>(*stream));
+        });
+        return kernel.name;
+    }
     const Draws draws(*kernel.table, stream, n, order, stream ? Draws::kTile : kBlock);
-    draws.each(useful_threads(threads, n, kGrain), call);
+    draws.each(workers, call);
     return kernel.name;
 }

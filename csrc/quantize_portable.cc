@@ -8,7 +8,7 @@ namespace {
 #include "simd.inc"
 #include "rounding.inc"
 #include "quantize.inc"
-const QuantizeKernels kernels{random_run, random_pixels, nearest, stochastic};
+const QuantizeKernels kernels{random_run, random_pixels, nearest, stochastic, drawn};
 const Register registered_quantize_nearest{"quantize_nearest", Isa::portable, "quantize_nearest_portable", &kernels};
 const Register registered_quantize_sr{"quantize_sr", Isa::portable, "quantize_sr_portable", &kernels};
 }  // namespace
