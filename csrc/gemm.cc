@@ -9,12 +9,14 @@
 #include "cpu_features.h"
 #include "gemm_plan.h"
 #include "memory.h"
+#include "pack.h"
 #include "parallel.h"
 
 namespace sb {
 namespace {
 
 Op<ProductKernels> op{"gemm"};
+Op<PackKernels> unpack_op{"unpack_codes"};
 
 constexpr i64 kLeftBytes = 256 << 10;   // a quarter of the second cache for A's block
 constexpr i64 kRightBytes = 256 << 10;  // and one for a set of B's panels
@@ -24,17 +26,21 @@ constexpr i64 kUnits = 64;              // of a task then
 constexpr i64 kLine = 64;               // bytes that memory moves at a time
 constexpr i64 kTasks = 8;               // of each thread, where there are so many: it is the last that others wait for
 constexpr i64 kPackPanels = 8;          // panels that are packed side by side: whole lines of B
+constexpr i64 kUnpackedWords = 16;      // of the columns of a packed B that are unpacked at a time, in the first cache
+constexpr i64 kFreshBytes = 32 << 20;   // of an output that malloc maps anew each time, whose pages are yet to come
 constexpr i64 kGrain = 1 << 18;         // multiply-accumulates below which a second thread costs more than it saves
 constexpr int kMaxLeading = 8;
+constexpr i64 kGroup = 8;   // codes that are packed together
 constexpr i64 kOrigin = 0;  // a matrix is one segment, at no offset
 
 // All 64-bit, so that Python fills it as one array; pointers are addresses, 0 for none. See _cpu_products.py.
 struct GemmCall {
     struct Operand {
-        i64 data, outer, inner, shift, bits, is_signed, max_shift;
+        i64 data, outer, inner, shift, bits, is_signed, max_shift;  // strides in codes
         Format format() const { return {bits, is_signed}; }
         const u8* exponents() const { return reinterpret_cast<const u8*>(shift); }
     } a, b;
+    i64 b_packed;  // are b's codes a string of bits?
     i64 m, n, k, wide;
     i64 out, is_float;  // int32, or int64 when wide, unless float
     i64 a_scale, a_scale_step, b_scale, b_scale_step, bias;
@@ -73,7 +79,8 @@ public:
         packed_b_ = scratch<i32>(Slot::right, batches_ * columns_ * words_);
         init_ = scratch<i32>(Slot::init, batches_ * init_size());
         scale_ = scratch<float>(Slot::scale, call_.is_float ? 2 * batches_ * columns_ : 0);
-        will_fill(reinterpret_cast<void*>(call_.out), element() * batches_ * call_.m * call_.n);
+        const i64 bytes = element() * batches_ * call_.m * call_.n;
+        if (bytes >= kFreshBytes) will_fill(reinterpret_cast<void*>(call_.out), bytes);
         divide();
         const i64 side = std::clamp<i64>(batches_ * panels_ / (kTasks * threads_), 1, kPackPanels);
         const i64 sides = ceil_div(panels_, side);
@@ -131,16 +138,58 @@ private:
 
     void pack_b(i64 batch, i64 p0, i64 p1) {
         const Offsets at = offsets(call_, batch);
-        const Codes codes = plan_.right_codes(reinterpret_cast<const u8*>(call_.b.data) + at.b, call_.b.outer,
-                                              call_.b.inner);
         const i64 full = std::min(p1, columns_ / nr_);  // the last panel may be narrower
         const auto encode = [&](i64 from, i64 to) {
             const i64 n = std::min(to * nr_, call_.n) - from * nr_, ld = width(from);
-            k_.encode_columns(codes.part(from * nr_, 0), n, words_, {panel_b(batch, from), ld, ld, ld * words_});
+            const Panels panels{panel_b(batch, from), ld, ld, ld * words_};
+            if (call_.b_packed) return encode_packed(at.b + from * nr_ * call_.b.outer, n, panels);
+            const u8* data = reinterpret_cast<const u8*>(call_.b.data) + at.b + from * nr_ * call_.b.outer;
+            k_.encode_columns(plan_.right_codes(data, call_.b.outer, call_.b.inner), n, words_, panels);
         };
         if (p0 < full) encode(p0, full);
         if (full < p1) encode(full, p1);
         for (i64 p = p0; p < p1; ++p) finish_b(batch, p, at);
+    }
+
+    // Columns of a packed B, the first of which begins at code `at`: unpacked as they are needed, never as a whole.
+    void encode_packed(i64 at, i64 n, Panels to) const {
+        const i64 bits = call_.b.bits, across = call_.b.outer, down = call_.b.inner;
+        const u8* packed = reinterpret_cast<const u8*>(call_.b.data);
+        // A row may begin inside a group of 8, which is unpacked as a whole: kGroup bytes before the row are spare.
+        const auto unpack = [&](i64 first, i64 count, u8* row) {
+            const i64 before = first % kGroup;
+            unpack_run(*unpack_, packed + first / kGroup * bits, before + count, static_cast<int>(bits),
+                       call_.b.is_signed != 0, row - before);
+        };
+        if (across == 1) {  // rows of the matrix, some positions of the reduction at a time
+            const i64 ld = round_up<i64>(n + kGroup, kLine), per_word = k_.per_word;
+            u8* const rows = scratch<u8>(Slot::extra, kUnpackedWords * per_word * ld) + kGroup;
+            const Codes all = plan_.right_codes(rows, 1, ld);
+            for (i64 w = 0; w < words_; w += kUnpackedWords, to.data += kUnpackedWords * to.ld) {
+                const i64 words = std::min(kUnpackedWords, words_ - w);
+                for (i64 i = 0; i < words * per_word; ++i) {
+                    const i64 position = w * per_word + i;
+                    const i64 k = all.order ? all.order[position] : position < call_.k ? position : -1;
+                    if (k < 0)
+                        std::memset(rows + i * ld, 0, static_cast<size_t>(n));
+                    else
+                        unpack(at + k * down, n, rows + i * ld);
+                }
+                Codes some = all;
+                some.order = nullptr;
+                some.last = words * per_word;
+                if (all.factor) some.factor += w * per_word;
+                k_.encode_columns(some, n, words, to);
+            }
+            return;
+        }
+        const i64 ld = round_up<i64>(call_.k + kGroup, kLine);  // columns of the matrix, a vector of them at a time
+        u8* const columns = scratch<u8>(Slot::extra, k_.lanes * ld) + kGroup;
+        for (i64 j = 0; j < n; j += k_.lanes) {
+            const i64 some = std::min<i64>(k_.lanes, n - j);
+            for (i64 i = 0; i < some; ++i) unpack(at + (j + i) * across, call_.k, columns + i * ld);
+            k_.encode_columns(plan_.right_codes(columns, ld, 1), some, words_, {to.first_word(j), to.ld});
+        }
     }
 
     // What goes with a panel: the sums that correct it, and the scales and biases of its columns.
@@ -272,6 +321,7 @@ private:
     Correction correct_;
     std::vector<Chunk> chunks_;
     bool at_once_, in_first_cache_ = false;
+    const PackKernels* unpack_ = unpack_op.best().table;
     i64 words_, nr_, columns_, panels_, batches_, mr_;
     i64 blocks_ = 1, units_ = 1, splits_ = 1;  // of the rows; in a block; of the panels
     int threads_;

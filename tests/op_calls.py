@@ -12,6 +12,8 @@ from chain_calls import CALLS as CHAIN_CALLS
 from constants_calls import CALLS as CONSTANTS_CALLS
 from norm_layer_calls import CALLS as NORM_LAYER_CALLS
 from subbyte.numerics import IntFormat
+from subbyte.ops import use_backend
+from subbyte.qtensor import is_dense
 
 LAST = torch.channels_last
 S4, S8 = IntFormat(4), IntFormat(8)
@@ -89,6 +91,19 @@ def scaled_matmul(big: int) -> list[tuple]:
         rows, columns = torch.rand(*lead, a.shape[-2], 1) + 0.1, torch.rand(*lead, 1, b.shape[-1]) + 0.1
         calls += [(*args, rows, columns, floats(b.shape[-1])), (*args, torch.ones(*lead, 1, 1), columns, None)]
     return calls
+
+
+def packed(args: tuple) -> tuple:
+    """The arguments of scaled_matmul -> those of scaled_matmul_packed, b in its own order of memory."""
+    b, bits = args[5], args[7]
+    dense = b if is_dense(b) else b.contiguous()
+    with use_backend("reference"):
+        string = torch.ops.subbyte.pack_codes(dense.as_strided((b.numel(),), (1,)), bits)
+    return *args[:5], string, list(b.shape), list(dense.stride()), *args[6:]
+
+
+def scaled_matmul_packed(big: int) -> list[tuple]:
+    return [packed(args) for args in scaled_matmul(big)]
 
 
 _WINDOWS = [([1, 1], [1, 1], [1, 1], 1), ([2, 1], [0, 1], [1, 2], 2)]
@@ -248,7 +263,7 @@ def scatter_sum(big: int) -> list[tuple]:
 CALLS: dict[str, Callable[[int], list[tuple]]] = {
     f.__name__: f
     for f in (
-        *(amax, quantize, pack_codes, unpack_codes, narrow_codes, int_matmul, scaled_matmul),
+        *(amax, quantize, pack_codes, unpack_codes, narrow_codes, int_matmul, scaled_matmul, scaled_matmul_packed),
         *(scaled_conv2d, scaled_conv2d_grad_input, scaled_conv2d_grad_weight),
         *(int_conv2d, int_conv2d_grad_input, int_conv2d_grad_weight),
         *(int_amax, int_quantize, int_lookup, int_norm_grad),

@@ -11,9 +11,11 @@ import itertools
 import pytest
 import torch
 
+from op_calls import packed
 from products_for_tests import FILLS, S4, S6, S8, U4, U7, U8, codes, exponents, operand, same
 from subbyte import ops
 from subbyte.backends import _native, cpu
+from subbyte.numerics import IntFormat
 
 pytestmark = [
     pytest.mark.skipif(bool(cpu.available()), reason=cpu.available()),
@@ -140,12 +142,41 @@ def test_scaled_matmul_rounds_as_the_reference(isa, wide):
     same(isa, "gemm", "scaled_matmul", *left, *right, row, column.nan_to_num(0.0, posinf=1e38), bias)
 
 
+@pytest.mark.parametrize("fmt", [*(IntFormat(b) for b in range(2, 9)), U4, U7, U8], ids=str)
+def test_matmul_of_a_packed_operand(isa, fmt):
+    """Rows that begin in the middle of a byte, panels that end in one, columns that lie together, a batch."""
+    for m, k, n in ((1, 1, 1), (13, 150, 35), (5, 71, 32), (33, 37, 67), (2, 300, 17)):
+        for fill in FILLS:
+            a, b = codes((m, k), S8, fill), codes((k, n), fmt, fill if fill != "alternating" else "bottom")
+            row, column, bias = torch.rand(m, 1), torch.rand(1, n), torch.randn(n)
+            for right in (b, b.mT.contiguous().mT):
+                args = (*operand(a, S8), *operand(right, fmt), row, column, bias)
+                same(isa, "gemm", "scaled_matmul_packed", *packed(args))
+    a, b = codes((3, 9, 41), S8), codes((3, 41, 19), fmt)
+    args = (*operand(a, S8), *operand(b, fmt), torch.rand(3, 1, 1), torch.rand(1, 1, 19), None)
+    same(isa, "gemm", "scaled_matmul_packed", *packed(args))
+
+
+@pytest.mark.parametrize("case", SHIFTS[:-1], ids=lambda c: f"{c[0]}<<{c[2]}x{c[1]}<<{c[3]}")
+def test_matmul_of_a_packed_operand_with_shifts(isa, case):
+    fa, fb, most_a, most_b = case
+    m, k, n = 13, 150, 35
+    ea = exponents(k, most_a, (1, k)) if most_a else None
+    eb = exponents(k, most_b, (k, 1)) if most_b else None
+    a, b = codes((m, k), fa, "alternating"), codes((k, n), fb)
+    for right in (b, b.mT.contiguous().mT):
+        args = (*operand(a, fa, ea, most_a), *operand(right, fb, eb, most_b), torch.rand(m, 1), torch.rand(1, n), None)
+        same(isa, "gemm", "scaled_matmul_packed", *packed(args))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_matmul_on_threads(isa, threads):
     torch.set_num_threads(threads)
     for m, k, n in ((200, 300, 130), (3, 500, 1000), (2000, 100, 9), (40, 5000, 24)):  # blocks of rows, of columns
         a, b = codes((m, k), S8), codes((n, k), S8).mT
         same(isa, "gemm", "int_matmul", *operand(a, S8), *operand(b, S8))
+        args = (*operand(a, S8), *operand(b >> 2, S6), torch.rand(m, 1), torch.rand(1, n), None)
+        same(isa, "gemm", "scaled_matmul_packed", *packed(args))
 
 
 def test_products_that_the_reference_refuses_are_not_covered():

@@ -130,3 +130,10 @@ def test_wrong_inputs():
         layer(torch.randn(3, 5))
     with pytest.raises(TypeError, match="int64"):
         layer(torch.ones(3, 48, dtype=torch.int64))
+
+
+def test_backward_reads_what_was_saved_without_unpacking_it():
+    layer = make(Scheme.from_name("int4").layer)
+    layer(torch.randn(9, 48, requires_grad=True)).sum().backward()
+    assert "scaled_matmul_packed" in layer.record.kernels
+    assert "unpack_codes" not in layer.record.kernels

@@ -70,7 +70,8 @@ class QuantizedProduct(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor):
         restore = Restorer(ctx.saved_tensors)
-        x, w, streams = restore(ctx.x), restore(ctx.w), restore(ctx.streams)
+        operand = restore.packed if ctx.products.packed else restore
+        x, w, streams = operand(ctx.x), operand(ctx.w), restore(ctx.streams)
         need_x, need_w, need_bias = ctx.needs_input_grad[:3]
         need_x = need_x or ctx.source_x is not None
         (x_shape, x_dtype), (w_shape, w_dtype) = ctx.x_like, ctx.w_like
@@ -129,9 +130,9 @@ def kind(q: Operand) -> str:
     return "integer" if isinstance(q, QTensor) else "emulated" if isinstance(q, Emulated) else "float"
 
 
-def product(name: str, integer, emulated, a: Operand, b: Operand, extra) -> Tensor:
+def product(name: str, integer, emulated, a: Operand, b: Operand | PackedQTensor, extra) -> Tensor:
     """The integer product where one exists; otherwise the float product of dequantized operands, and a record of it."""
-    if isinstance(a, QTensor) and isinstance(b, QTensor):
+    if isinstance(a, QTensor) and isinstance(b, (QTensor, PackedQTensor)):
         try:
             y = integer(a, b, extra)
             ops.note(name, "integer")
@@ -140,6 +141,7 @@ def product(name: str, integer, emulated, a: Operand, b: Operand, extra) -> Tens
             ops.note(name, "emulated")
     else:
         ops.note(name, "float" if isinstance(a, Tensor) and isinstance(b, Tensor) else "emulated")
+    b = ops.unpack(b) if isinstance(b, PackedQTensor) else b
     wide = torch.promote_types(_float_dtype(a), _float_dtype(b))
     a, b = _as_float(a, wide), _as_float(b, wide)
     with torch.autocast(a.device.type, enabled=False):
@@ -217,6 +219,11 @@ class Restorer:
         self.tensors = tensors
 
     def __call__(self, recipe: tuple | None) -> Any:
+        value = self.packed(recipe)
+        return ops.unpack(value) if isinstance(value, PackedQTensor) else value
+
+    def packed(self, recipe: tuple | None) -> Any:
+        """The operand, its codes still packed."""
         if recipe is None:
             return None
         kind, *rest = recipe
@@ -226,4 +233,4 @@ class Restorer:
             return Emulated(self.tensors[rest[0]], rest[1])
         packed, scale, shift, shape, stride, fmt, max_shift = rest
         e = None if shift is None else self.tensors[shift]
-        return ops.unpack(PackedQTensor(self.tensors[packed], shape, stride, self.tensors[scale], fmt, e, max_shift))
+        return PackedQTensor(self.tensors[packed], shape, stride, self.tensors[scale], fmt, e, max_shift)

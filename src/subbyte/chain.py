@@ -143,7 +143,7 @@ class Chain(torch.autograd.Function):
             stage, at = ctx.stages[i], PARAMETERS * i
             px, pw, pk, *tensors = ctx.kept[i]
             last = i == len(ctx.stages) - 1
-            k = _packed(restore.tensors, pk)
+            k = restore.packed(pk)
             mask, q_gamma, s_gamma, d = (restore(t) for t in tensors)
             with ops.recording(stage.norm_record.kernels):
                 step = _NormGradient(g, k, mask, (q_gamma, s_gamma), d, stage, last and need_other)
@@ -261,11 +261,3 @@ def _laid_out(g: Tensor, k: PackedQTensor) -> Tensor:
         return g
     out = torch.empty_strided(k.shape, k.stride, dtype=torch.float32, device=g.device)
     return out.copy_(g)
-
-
-def _packed(tensors: Sequence[Tensor], recipe: tuple) -> PackedQTensor:
-    """What Saver.keep was given, still packed."""
-    _, packed, scale, shift, shape, stride, fmt, max_shift = recipe
-    return PackedQTensor(
-        tensors[packed], shape, stride, tensors[scale], fmt, None if shift is None else tensors[shift], max_shift
-    )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import ops
 from .ops import ConvParams
-from .qtensor import QTensor
+from .qtensor import PackedQTensor, QTensor
 
 Operand = QTensor | Tensor
 
@@ -27,9 +27,11 @@ class Products(Protocol):
     """The three products of one kind of layer, on codes and (for emulation) on floats.
 
     part: "" or, in a layer with more than one product, what stands before the names of this one's in the record
+    packed: do grad_input take w, and grad_weight x, packed as they were saved?
     """
 
     part: ClassVar[str] = ""
+    packed: ClassVar[bool] = False
 
     def of_weight(self, w: Tensor) -> Products:
         """The same, with a grad_weight that lies in memory as this weight does where a layer has a choice."""
@@ -74,13 +76,15 @@ class Products(Protocol):
 class MatmulProducts(Products):
     """x (B, I), w (O, I), g (B, O)."""
 
+    packed: ClassVar[bool] = True
+
     def output(self, x: QTensor, w: QTensor, bias: Tensor | None) -> Tensor:
         return ops.matmul(x, w.T, bias)
 
-    def grad_input(self, g: QTensor, w: QTensor, x_shape: Sequence[int]) -> Tensor:
+    def grad_input(self, g: QTensor, w: QTensor | PackedQTensor, x_shape: Sequence[int]) -> Tensor:
         return ops.matmul(g, w)
 
-    def grad_weight(self, g: QTensor, x: QTensor, w_shape: Sequence[int]) -> Tensor:
+    def grad_weight(self, g: QTensor, x: QTensor | PackedQTensor, w_shape: Sequence[int]) -> Tensor:
         return ops.matmul(g.T, x)
 
     def float_output(self, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:

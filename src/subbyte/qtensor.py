@@ -6,6 +6,7 @@ Emulated stands in its place for the few quantizers of the comparison whose valu
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,8 +14,36 @@ from torch import Tensor
 from .numerics import MAX_EXPONENT, IntFormat, power_of_two
 
 
+S = TypeVar("S", bound="Scaled")
+
+
+class Scaled:
+    """What a QTensor and its packed form have in common: a scale and a shift that broadcast to a shape."""
+
+    shape: torch.Size
+    scale: Tensor
+    shift: Tensor | None
+    max_shift: int
+
+    def varies_along(self, axis: int) -> tuple[bool, bool]:
+        """(does the scale, does the shift differ along this axis?), judged by shape alone."""
+        return self.scale.shape[axis] != 1, self.shift is not None and self.shift.shape[axis] != 1
+
+    def fold_shift(self: S, axis: int) -> S:
+        """Move a shift that runs along any axis but `axis` into the float scale: exact, it is a power of two."""
+        if self.shift is None or self.shift.shape[axis] != 1:
+            return self
+        return replace(self, scale=self.effective_scale(), shift=None, max_shift=0)  # type: ignore[type-var]
+
+    def effective_scale(self) -> Tensor:
+        """scale * 2^-shift, float32."""
+        if self.shift is None:
+            return self.scale
+        return self.scale * power_of_two(-self.shift.to(torch.int32))
+
+
 @dataclass(frozen=True)
-class QTensor:
+class QTensor(Scaled):
     """real = codes * scale * 2^-shift.
 
     codes  int8 (uint8 when the format is unsigned), any shape, any dense memory format
@@ -69,22 +98,6 @@ class QTensor:
         shift = None if self.shift is None else self.shift.mT
         return replace(self, codes=self.codes.mT, scale=self.scale.mT, shift=shift)
 
-    def varies_along(self, axis: int) -> tuple[bool, bool]:
-        """(does the scale, does the shift differ along this axis?), judged by shape alone."""
-        return self.scale.shape[axis] != 1, self.shift is not None and self.shift.shape[axis] != 1
-
-    def fold_shift(self, axis: int) -> QTensor:
-        """Move a shift that runs along any axis but `axis` into the float scale: exact, it is a power of two."""
-        if self.shift is None or self.shift.shape[axis] != 1:
-            return self
-        return replace(self, scale=self.effective_scale(), shift=None, max_shift=0)
-
-    def effective_scale(self) -> Tensor:
-        """scale * 2^-shift, float32."""
-        if self.shift is None:
-            return self.scale
-        return self.scale * power_of_two(-self.shift.to(torch.int32))
-
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """codes * (scale * 2^-shift), computed in float32 (float64 when asked for) and returned as dtype."""
         wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -122,7 +135,7 @@ def _broadcasts(t: Tensor, to: Tensor) -> bool:
 
 
 @dataclass(frozen=True)
-class PackedQTensor:
+class PackedQTensor(Scaled):
     """A QTensor at rest: its codes packed densely in memory order, ceil(numel * bits / 8) bytes. Made by ops.pack."""
 
     packed: Tensor

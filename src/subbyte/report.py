@@ -70,6 +70,10 @@ def _matmul_flops(a, a_shift, a_bits, a_signed, a_max, b, *_rest, out_shape=None
     return 2 * math.prod(a) * b[-1]
 
 
+def _matmul_packed_flops(a, a_shift, a_bits, a_signed, a_max, b, size, *_rest, out_shape=None, **_kwargs) -> int:
+    return 2 * math.prod(a) * size[-1]
+
+
 def _conv_flops(a, a_shift, a_bits, a_signed, a_max, b, *_rest, out_shape=None, **_kwargs) -> int:
     return 2 * math.prod(out_shape) * math.prod(b[1:])  # every output pixel meets its group's whole kernel
 
@@ -139,6 +143,7 @@ def _on_shapes(formula: Callable[..., int]) -> Callable[..., int]:
 _PRODUCTS: dict[Any, Callable[..., int]] = {
     _OPS.int_matmul: _matmul_flops,
     _OPS.scaled_matmul: _matmul_flops,
+    _OPS.scaled_matmul_packed: _matmul_packed_flops,
     _OPS.scaled_conv2d: _conv_flops,
     _OPS.scaled_conv2d_grad_input: _grad_input_flops,
     _OPS.scaled_conv2d_grad_weight: _grad_weight_flops,

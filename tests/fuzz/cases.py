@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fuzz.draw import Draw
-from op_calls import CALLS
+from op_calls import CALLS, packed
 from subbyte.numerics import IntFormat
 
 S8 = IntFormat(8)
@@ -87,6 +87,10 @@ def scaled_matmul(d: Draw) -> tuple:
         return d.laid_out(d.floats([*leads, *(d.of((n, 1)) for n in shape)], positive=True))
 
     return *args, scale(m, 1), scale(1, n), d.laid_out(d.floats([n])) if d.chance(0.5) else None
+
+
+def scaled_matmul_packed(d: Draw) -> tuple:
+    return packed(scaled_matmul(d))
 
 
 def _window(d: Draw) -> tuple:
@@ -191,7 +195,7 @@ def norm_grad_apply(d: Draw) -> tuple:
 GENERATORS: dict[str, Callable[[Draw], tuple]] = {
     f.__name__: f
     for f in (
-        *(amax, quantize, pack_codes, unpack_codes, narrow_codes, int_matmul, scaled_matmul),
+        *(amax, quantize, pack_codes, unpack_codes, narrow_codes, int_matmul, scaled_matmul, scaled_matmul_packed),
         *(scaled_conv2d, scaled_conv2d_grad_input, scaled_conv2d_grad_weight),
         *(norm_stats, norm_apply, norm_grad_stats, norm_grad_apply),
     )

@@ -7,6 +7,7 @@ Sums beyond int32 are added in int64 there; only what the references refuse as w
 from __future__ import annotations
 
 import functools
+import math
 import struct
 from array import array
 
@@ -22,7 +23,7 @@ MAX_LEADING = 8
 
 _NO_SCALES = (0,) * 5
 _NO_LEADING = (0,) * (1 + 5 * MAX_LEADING)
-_GEMM_CALL = struct.Struct(f"{2 * 7 + 6 + len(_NO_SCALES) + len(_NO_LEADING)}q")
+_GEMM_CALL = struct.Struct(f"{2 * 7 + 7 + len(_NO_SCALES) + len(_NO_LEADING)}q")
 
 _gemm = function("sb_gemm", POINTER, INT)
 
@@ -73,10 +74,14 @@ def _sum_is(left: tuple[int, bool, int], right: tuple[int, bool, int], length: i
     return "too wide" if refused else "int64"
 
 
-def _product(op: str, a, ea, a_bits, a_signed, a_max, b, eb, b_bits, b_signed, b_max, scales, bias) -> Tensor:
-    """int_matmul where scales is None, else scaled_matmul."""
-    (*lead, m, k), (*lead_b, inner, n) = a.shape, b.shape
-    if not _codes_ok(a, b) or len(lead) > MAX_LEADING or k != inner or lead != lead_b:
+def _product(op: str, a, ea, a_bits, a_signed, a_max, right: tuple, scales, bias) -> Tensor:
+    """int_matmul where scales is None, else scaled_matmul.
+
+    right   b as (codes, shape, strides, shift, bits, signed, max_shift, are the codes packed?)
+    """
+    codes, size, strides, eb, b_bits, b_signed, b_max, packed = right
+    (*lead, m, k), (*lead_b, inner, n) = a.shape, size
+    if not _codes_ok(a, codes) or len(lead) > MAX_LEADING or k != inner or lead != lead_b:
         return NotImplemented
     width = _sum_is((a_bits, a_signed, a_max), (b_bits, b_signed, b_max), k)
     if width == "too wide" or not (scales is None or _floats_ok(*scales)):
@@ -86,7 +91,7 @@ def _product(op: str, a, ea, a_bits, a_signed, a_max, b, eb, b_bits, b_signed, b
     except ValueError:
         return NotImplemented
     out = torch.empty((*lead, m, n), dtype=torch.float32 if scales else getattr(torch, width))
-    (*steps_a, a_row, a_column), (*steps_b, b_row, b_column) = a.stride(), b.stride()
+    (*steps_a, a_row, a_column), (*steps_b, b_row, b_column) = a.stride(), strides
     if scales:
         sa, sb = scales[0].expand(*lead, m, 1), scales[1].expand(*lead, 1, n)
         (*steps_sa, a_step, _), (*steps_sb, _, b_step) = sa.stride(), sb.stride()
@@ -100,22 +105,33 @@ def _product(op: str, a, ea, a_bits, a_signed, a_max, b, eb, b_bits, b_signed, b
         leading = (len(lead), *lead, *[0] * rest, *steps, *[0] * (4 * rest))
     fields = _GEMM_CALL.pack(
         *(a.data_ptr(), a_row, a_column, _address(ea), a_bits, a_signed, a_max),
-        *(b.data_ptr(), b_column, b_row, _address(eb), b_bits, b_signed, b_max),
-        *(m, n, k, width == "int64", out.data_ptr(), scales is not None, *scale_part, *leading),
+        *(codes.data_ptr(), b_column, b_row, _address(eb), b_bits, b_signed, b_max),
+        *(packed, m, n, k, width == "int64", out.data_ptr(), scales is not None, *scale_part, *leading),
     )
     return out if call(op, _gemm, fields) else NotImplemented
 
 
 def int_matmul(a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift) -> Tensor:
-    operands = (a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift)
-    return _product("int_matmul", *operands, None, None)
+    right = (b, b.shape, b.stride(), b_shift, b_bits, b_signed, b_max_shift, False)
+    return _product("int_matmul", a, a_shift, a_bits, a_signed, a_max_shift, right, None, None)
 
 
 def scaled_matmul(
     a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift, a_scale, b_scale, bias
 ) -> Tensor:
-    operands = (a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift)
-    return _product("scaled_matmul", *operands, (a_scale, b_scale), bias)
+    right = (b, b.shape, b.stride(), b_shift, b_bits, b_signed, b_max_shift, False)
+    return _product("scaled_matmul", a, a_shift, a_bits, a_signed, a_max_shift, right, (a_scale, b_scale), bias)
+
+
+def scaled_matmul_packed(a, a_shift, a_bits, a_signed, a_max_shift, packed, size, stride, *rest) -> Tensor:
+    *right, a_scale, b_scale, bias = rest
+    bits = right[1]
+    if packed.numel() != -(-math.prod(size) * bits // 8) or not packed.is_contiguous() or 1 not in stride[-2:]:
+        return NotImplemented
+    left = (a, a_shift, a_bits, a_signed, a_max_shift)
+    # Codes of 8 bits are bytes as they are.
+    found = (packed, size, stride, *right, bits < 8)
+    return _product("scaled_matmul_packed", *left, found, (a_scale, b_scale), bias)
 
 
 def _like(a: Tensor, size: list[int], dtype: torch.dtype) -> tuple[Tensor, bool]:
@@ -266,7 +282,7 @@ def _grad_weight(
 
 
 OPS = (
-    *(int_matmul, scaled_matmul),
+    *(int_matmul, scaled_matmul, scaled_matmul_packed),
     *(scaled_conv2d, scaled_conv2d_amax, scaled_conv2d_grad_input, scaled_conv2d_grad_input_amax),
     *(scaled_conv2d_grad_weight, int_conv2d, int_conv2d_grad_input, int_conv2d_grad_weight),
 )

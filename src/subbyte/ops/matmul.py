@@ -6,13 +6,20 @@ powers of two only (the shift). Everything else is an outer factor and is applie
 
 from __future__ import annotations
 
+import math
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from ..numerics import IntFormat, accumulator_bits, product_bound
-from ..qtensor import QTensor
+from ..qtensor import PackedQTensor, QTensor
 from . import exact
-from .dispatch import op
+from .dispatch import op, registered
+from .quantize import unpack_codes
+
+
+B = TypeVar("B", QTensor, PackedQTensor)
 
 
 class ContractError(ValueError):
@@ -64,6 +71,29 @@ def scaled_matmul(
     return exact.epilogue(acc, a_scale * b_scale, bias)
 
 
+_PACKED = (
+    "Tensor a, Tensor? a_shift, int a_bits, bool a_signed, int a_max_shift, "
+    "Tensor packed, int[] size, int[] stride, Tensor? b_shift, int b_bits, bool b_signed, int b_max_shift"
+)
+
+
+def _matmul_packed_fake(a, a_shift, a_bits, a_signed, a_max_shift, packed, size, *_):
+    return a.new_empty((*a.shape[:-1], size[-1]), dtype=torch.float32)
+
+
+@op(f"({_PACKED}, Tensor a_scale, Tensor b_scale, Tensor? bias) -> Tensor", _matmul_packed_fake)
+def scaled_matmul_packed(
+    a, a_shift, a_bits, a_signed, a_max_shift, packed, size, stride, b_shift, b_bits, b_signed, b_max_shift, *scales
+) -> Tensor:
+    """scaled_matmul of a b that is packed, as backward finds what forward saved: codes (packed_bytes) uint8.
+
+    size, stride: of b (..., K, N) as it was in codes, dense in memory.
+    """
+    codes = unpack_codes(packed, math.prod(size), b_bits, b_signed).as_strided(size, stride)
+    b = (codes, b_shift, b_bits, b_signed, b_max_shift)
+    return registered["scaled_matmul"](a, a_shift, a_bits, a_signed, a_max_shift, *b, *scales)
+
+
 def _accumulate(a, a_shift, fmt_a, a_max_shift, b, b_shift, fmt_b, b_max_shift) -> Tensor:
     """The sums themselves: in one float32 product, in one float64 product, or in float64 chunks added as int64."""
     k, unit = a.shape[-1], product_bound(fmt_a.qmax, fmt_b.qmax, 1, a_max_shift + b_max_shift)
@@ -79,9 +109,9 @@ def _flatten(a: QTensor, b: QTensor) -> tuple:
     )
 
 
-def check_matmul(a: QTensor, b: QTensor) -> tuple[QTensor, QTensor]:
+def check_matmul(a: QTensor, b: B) -> tuple[QTensor, B]:
     """Shapes and the contract, checked once before any backend is asked; shifts on outer axes become scales."""
-    if a.codes.ndim != b.codes.ndim or a.codes.ndim < 2:
+    if len(a.shape) != len(b.shape) or len(a.shape) < 2:
         raise ValueError(f"matmul takes matrices of equal rank >= 2, not {tuple(a.shape)} and {tuple(b.shape)}")
     if a.shape[-1] != b.shape[-2] or a.shape[:-2] != b.shape[:-2]:
         raise ValueError(f"matmul cannot contract (..., M, K) {tuple(a.shape)} with (..., K, N) {tuple(b.shape)}")
@@ -90,7 +120,7 @@ def check_matmul(a: QTensor, b: QTensor) -> tuple[QTensor, QTensor]:
     return a.fold_shift(-1), b.fold_shift(-2)
 
 
-def require_constant(q: QTensor, axis: int, who: str) -> None:
+def require_constant(q: QTensor | PackedQTensor, axis: int, who: str) -> None:
     """Raise ContractError when q's scale differs along `axis`, the one that the product reduces."""
     if q.varies_along(axis)[0]:
         raise ContractError(
@@ -105,8 +135,10 @@ def check_bias(bias: Tensor | None, outputs: int) -> None:
         raise ValueError(f"a bias for {outputs} outputs has shape ({outputs},), not {tuple(bias.shape)}")
 
 
-def matmul(a: QTensor, b: QTensor, bias: Tensor | None = None) -> Tensor:
+def matmul(a: QTensor, b: QTensor | PackedQTensor, bias: Tensor | None = None) -> Tensor:
     """C = A B + bias in integers, scaled to float32. A (..., M, K), B (..., K, N), bias (N). ContractError, ValueError.
+
+    A packed B is unpacked where the kernel needs it, a few rows at a time.
 
     >>> one = torch.ones(1, 1)
     >>> a = QTensor(torch.tensor([[1, 2]], dtype=torch.int8), one * 0.5, IntFormat(4))
@@ -116,7 +148,12 @@ def matmul(a: QTensor, b: QTensor, bias: Tensor | None = None) -> Tensor:
     """
     a, b = check_matmul(a, b)
     check_bias(bias, b.shape[-1])
-    return scaled_matmul(*_flatten(a, b), a.scale * 2.0 ** -(a.max_shift + b.max_shift), b.scale, bias)
+    scales = a.scale * 2.0 ** -(a.max_shift + b.max_shift), b.scale, bias
+    if isinstance(b, QTensor):
+        return scaled_matmul(*_flatten(a, b), *scales)
+    left = a.codes, a.shift, a.format.bits, a.format.signed, a.max_shift
+    right = b.packed, b.shape, b.stride, b.shift, b.format.bits, b.format.signed, b.max_shift
+    return scaled_matmul_packed(*left, *right, *scales)
 
 
 def matmul_accumulators(a: QTensor, b: QTensor) -> Tensor:
