@@ -13,14 +13,12 @@ from torch import Tensor
 
 from .numerics import MAX_EXPONENT, IntFormat, power_of_two
 
-
 S = TypeVar("S", bound="Scaled")
 
 
 class Scaled:
     """What a QTensor and its packed form have in common: a scale and a shift that broadcast to a shape."""
 
-    shape: torch.Size
     scale: Tensor
     shift: Tensor | None
     max_shift: int

@@ -18,7 +18,6 @@ from . import exact
 from .dispatch import op, registered
 from .quantize import unpack_codes
 
-
 B = TypeVar("B", QTensor, PackedQTensor)
 
 
@@ -102,11 +101,16 @@ def _accumulate(a, a_shift, fmt_a, a_max_shift, b, b_shift, fmt_b, b_max_shift) 
     return exact.chunked_sum(k, unit, exact.FLOAT64_LIMIT, lambda ks: wide_a[..., ks] @ wide_b[..., ks, :])
 
 
+def _operand(q: QTensor) -> tuple:
+    return q.codes, q.shift, q.format.bits, q.format.signed, q.max_shift
+
+
 def _flatten(a: QTensor, b: QTensor) -> tuple:
-    return (
-        *(a.codes, a.shift, a.format.bits, a.format.signed, a.max_shift),
-        *(b.codes, b.shift, b.format.bits, b.format.signed, b.max_shift),
-    )
+    return *_operand(a), *_operand(b)
+
+
+def _scales(a: QTensor, b: QTensor | PackedQTensor) -> tuple[Tensor, Tensor]:
+    return a.scale * 2.0 ** -(a.max_shift + b.max_shift), b.scale
 
 
 def check_matmul(a: QTensor, b: B) -> tuple[QTensor, B]:
@@ -146,14 +150,13 @@ def matmul(a: QTensor, b: QTensor | PackedQTensor, bias: Tensor | None = None) -
     >>> matmul(a, b).item()
     -2.5
     """
-    a, b = check_matmul(a, b)
     check_bias(bias, b.shape[-1])
-    scales = a.scale * 2.0 ** -(a.max_shift + b.max_shift), b.scale, bias
-    if isinstance(b, QTensor):
-        return scaled_matmul(*_flatten(a, b), *scales)
-    left = a.codes, a.shift, a.format.bits, a.format.signed, a.max_shift
-    right = b.packed, b.shape, b.stride, b.shift, b.format.bits, b.format.signed, b.max_shift
-    return scaled_matmul_packed(*left, *right, *scales)
+    if isinstance(b, PackedQTensor):
+        a, b = check_matmul(a, b)
+        right = b.packed, b.shape, b.stride, b.shift, b.format.bits, b.format.signed, b.max_shift
+        return scaled_matmul_packed(*_operand(a), *right, *_scales(a, b), bias)
+    a, b = check_matmul(a, b)
+    return scaled_matmul(*_flatten(a, b), *_scales(a, b), bias)
 
 
 def matmul_accumulators(a: QTensor, b: QTensor) -> Tensor:
