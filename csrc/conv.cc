@@ -23,12 +23,6 @@ constexpr i64 kRowBytes = 128 << 10;            // codes of all channels in a ro
 constexpr i64 kMostColumns = 512, kLeast = 16;  // and its pixels
 constexpr i64 kRowsForThread = 4;
 
-// Do rows of pixels follow each other as pixels do, and images?  n images of h x w
-bool rows_touch(const ConvCall::Operand& a, i64 h, i64 w) { return h == 1 || a.stride[2] == w * a.stride[3]; }
-bool images_touch(const ConvCall::Operand& a, i64 n, i64 h, i64 w) {
-    return n == 1 || a.stride[0] == h * w * a.stride[3];
-}
-
 // The greatest divisor of `pixels`, at most `most`, a multiple of 4 if there is one; 1 if nothing else.
 i64 row_length(i64 pixels, i64 most) {
     const i64 unit = pixels % 4 == 0 && most >= 4 ? 4 : 1;

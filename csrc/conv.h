@@ -88,6 +88,15 @@ private:
 enum class Role { output, grad_input, grad_weight };
 ConvCall regrouped(ConvCall call, Role role, int threads);
 
+// Do rows of pixels follow each other as pixels do, and images?  n images of h x w
+inline bool rows_touch(const ConvCall::Operand& a, i64 h, i64 w) { return h == 1 || a.stride[2] == w * a.stride[3]; }
+inline bool images_touch(const ConvCall::Operand& a, i64 n, i64 h, i64 w) {
+    return n == 1 || a.stride[0] == h * w * a.stride[3];
+}
+
+// grad_weight of few pixels and many channels (conv_grad_weight_few.cc). Returns nullptr for any other.
+const char* grad_weight_of_few_pixels(const ConvCall& call, int threads);
+
 // 3x3 convolutions of few bits (conv_winograd.cc). Returns nullptr for any other.
 const char* by_winograd(const ConvCall& call, bool backward, int threads);
 

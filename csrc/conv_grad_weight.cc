@@ -302,6 +302,7 @@ SB_EXPORT const char* sb_conv2d_grad_weight(const void* arguments, int threads) 
     const i64 work = call.n * call.p * call.q * call.o * (call.c / call.groups) * call.r * call.s;
     threads = useful_threads(threads, work, kGrain);
     if (by_planes(call)) return grad_weight_by_planes(call, threads);
+    if (const char* name = grad_weight_of_few_pixels(call, threads)) return name;
     const auto kernel = op.best();
     const ConvCall same = regrouped(call, Role::grad_weight, threads);
     return GradWeight(same, *kernel.table, threads).run() ? kernel.name : nullptr;

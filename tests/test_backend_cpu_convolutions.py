@@ -147,6 +147,24 @@ def test_a_gradient_lies_as_its_weight(isa, case, kernel):
         assert torch.equal(dw, same(isa, kind, CONV_OPS[2], *args))
 
 
+@pytest.mark.parametrize("case", [(130, 150, 3, 1, 1), (150, 130, 3, 2, 1), (128, 128, 1, 1, 0), (200, 128, 1, 2, 0),
+                                  (129, 131, 2, 1, 0), (128, 160, 3, 1, 2)], ids=str)  # fmt: skip
+@pytest.mark.parametrize("threads", [1, 2])
+def test_grad_weight_of_few_pixels(isa, case, threads):
+    torch.set_num_threads(threads)
+    c, o, k, stride, padding = case
+    for (fg, fx), fill, per_input in itertools.product(
+        ((S4, U4), (S8, S8), (S4, U8)), ("random", "top"), (False, True)
+    ):
+        x = layout(codes((3, c, 7, 9), fx, fill), "channels_last")
+        p, q = ((n + 2 * padding - k) // stride + 1 for n in x.shape[2:])
+        g = layout(codes((3, o, p, q), fg, fill), "channels_last")
+        scale = torch.rand((1, c, 1, 1) if per_input else (o, 1, 1, 1))
+        window = ([stride] * 2, [padding] * 2, [1, 1], 1)
+        args = (*operand(g, fg), *operand(x, fx), scale, [o, c, k, k], *window)
+        assert torch.equal(*(same(isa, "conv2d_grad_weight", CONV_OPS[2], *args, last) for last in (True, False)))
+
+
 @pytest.mark.parametrize("case", [(4, 4, 4), (3, 6, 3), (6, 6, 3), (5, 5, 5)], ids=str)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_depthwise_convolutions(isa, case, stride):
