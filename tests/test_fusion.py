@@ -15,6 +15,13 @@ from subbyte import models, ops
 from subbyte.fusion import FusedForward
 
 LAST, FIRST = torch.channels_last, torch.contiguous_format
+CLIPPED = sb.Scheme(
+    "own",
+    sb.LayerScheme(
+        sb.AbsMax(4, clip=0.7), sb.AbsMax(4, clip=0.4), sb.ShiftQuant(4, groups=9, rounding="stochastic", clip=0.5)
+    ),
+    sb.NormScheme(saved=6),
+)
 PASSES = ("chain_norm", "norm_relu_codes", "chain_norm_grad", "norm_grad_codes")
 
 
@@ -104,7 +111,7 @@ def test_resnets_bit_for_bit(name, layout):
     assert not set(PASSES) & set(unfused.layer1[0].bn1.record.kernels)
 
 
-@pytest.mark.parametrize("scheme", ["int4", "int6", "int8"])
+@pytest.mark.parametrize("scheme", ["int4", "int6", "int8", CLIPPED], ids=lambda s: s if s is not CLIPPED else "clip")
 def test_recipes(scheme):
     x = images(3, 3, 7, 5)
     assert_same(*pair(Net(Block(8), Block(8, swapped=True)), scheme, x), x)

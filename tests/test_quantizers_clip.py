@@ -1,5 +1,6 @@
 """SAWB and MSEClip: the coefficients fitted again, moments without order, the search against brute force."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from subbyte import ops
-from subbyte.quantizers import SAWB, AbsMax, MSEClip
+from subbyte.numerics import RANGE_FLOOR
+from subbyte.quantizers import SAWB, AbsMax, MSEClip, Quantizer, ShiftQuant
 from subbyte.quantizers.clip import BINS, SAWB_COEFFICIENTS
 from test_quantizers import sample
 
@@ -146,3 +148,61 @@ def test_negative_values_do_not_count_in_an_unsigned_format():
         assert clip(4, signed=False)(x).codes[0] == 0
     assert error(x[1:], float(MSEClip(4, signed=False).ranges(x)[0]), 15) < 0.01
     assert torch.equal(SAWB(4, signed=False).ranges(x)[0], SAWB(4, signed=False).ranges(x[1:])[0])
+
+
+# ------------------------------------------------------------------------------------------- a clip of the largest
+
+CLIPPED = [
+    AbsMax(4, clip=0.5),
+    AbsMax(4, signed=False, clip=0.3),
+    AbsMax(8, rounding="stochastic", clip=0.9),
+    ShiftQuant(4, groups=9, rounding="stochastic", clip=0.5),
+    ShiftQuant(3, groups=3, clip=0.7, axis=0),
+]
+
+
+@pytest.mark.parametrize("quantizer", CLIPPED, ids=str)
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10**6), m=st.integers(1, 6), k=st.integers(1, 12))
+def test_codes_end_at_the_clip_and_are_as_fine_as_its_range_allows(quantizer: Quantizer, seed: int, m: int, k: int):
+    x = sample(seed, m, k, signed=quantizer.signed)
+    stream = torch.tensor(seed) if quantizer.stochastic else None
+    r, shift, _ = quantizer.ranges(x)
+    whole, same_shift, _ = dataclasses.replace(quantizer, clip=1.0).ranges(x)
+    assert torch.equal(r, torch.where(whole > 0, (whole * quantizer.clip).clamp(min=RANGE_FLOOR), whole))
+    assert shift is same_shift is None or torch.equal(shift, same_shift)
+    q = quantizer(x, stream)
+    reach = q.effective_scale().double() * quantizer.format.qmax
+    beyond = x.abs().double() > reach * (1 + 2.0**-20)
+    assert torch.equal(q.codes[beyond].abs(), torch.full_like(q.codes[beyond], quantizer.format.qmax))
+    inside = x.abs().double() <= reach
+    error = (x.double() - q.dequantize(torch.float64)).abs() / q.effective_scale().double().clamp(min=1e-300)
+    assert (error[inside & (x != 0)] <= (1.0 if quantizer.stochastic else 0.5) + 2.0**-13).all()
+    if x.abs().max() > 0:
+        assert beyond.any()
+
+
+def test_a_clip_makes_the_error_of_a_bell_smaller_and_of_a_uniform_tensor_larger():
+    g = torch.Generator().manual_seed(0)
+    bell, flat = torch.randn(50_000, generator=g), torch.rand(50_000, generator=g) * 2 - 1
+    for x, better in ((bell, True), (flat, False)):
+        whole, cut = ((x - AbsMax(4, clip=c)(x).dequantize()).square().sum() for c in (1.0, 0.6))
+        assert (cut < whole * 0.6) if better else (cut > whole * 2)
+
+
+@pytest.mark.parametrize("quantizer", CLIPPED, ids=str)
+def test_a_clip_of_zeros_of_the_smallest_and_of_no_numbers(quantizer: Quantizer):
+    stream = torch.tensor(1) if quantizer.stochastic else None
+    assert not quantizer(torch.zeros(2, 3), stream).codes.any()
+    assert quantizer(torch.zeros(0, 3), stream).codes.numel() == 0
+    tiny = torch.full((2, 3), RANGE_FLOOR)
+    assert (quantizer(tiny, stream).codes == quantizer.format.qmax).all()
+    for bad in (torch.nan, torch.inf):
+        assert quantizer(torch.tensor([[1.0, bad, 2.0]]), stream).dequantize().isnan().any()
+
+
+@pytest.mark.parametrize("clip", [0.0, -0.5, 1.5, math.nan])
+def test_a_clip_is_a_share(clip: float):
+    for kind in (AbsMax, ShiftQuant):
+        with pytest.raises(ValueError, match="clip is a share of the largest magnitude"):
+            kind(4, clip=clip)

@@ -77,6 +77,18 @@ def test_same_command_twice_gives_identical_checkpoints(tmp_path, scheme):
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
+@pytest.mark.parametrize("scheme", ["float", "int4", "int4-integer-only"])
+def test_frozen_norms_keep_their_statistics_while_weights_go_on(tmp_path, scheme):
+    config = digits(scheme, freeze_norms_epochs=1.0)
+    train(config, tmp_path, keep_epochs=[1], console=quiet())
+    before, after = load_file(tmp_path / "epoch-1.safetensors"), load_file(tmp_path / "last.safetensors")
+    running = [k for k in before if k.startswith("model/") and k.endswith(("running_mean", "running_var"))]
+    weights = [k for k in before if k.startswith("model/") and k.endswith("weight")]
+    assert len(running) == 8
+    assert all(torch.equal(before[k], after[k]) for k in running)
+    assert all(not torch.equal(before[k], after[k]) for k in weights)
+
+
 def test_another_seed_gives_other_weights(tmp_path, finished):
     train(digits(seed=1, epochs=1), tmp_path / "other", console=quiet())
     a, b = (load_file(path / "last.safetensors") for path in (tmp_path / "other", finished))

@@ -154,6 +154,7 @@ def test_config_refuses_another_version_and_unknown_settings():
         ({"optimizer": "adam"}, "did you mean 'adamw'"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
         ({"warmup_epochs": 2}, "warmup_epochs is 2"),
+        ({"freeze_norms_epochs": 2}, "freeze_norms_epochs is 2"),
         ({"schedule": "onecycle", "warmup_epochs": 0}, "must be above 0"),
         ({"schedule": "constant", "warmup_epochs": 1}, "no warm-up"),
         ({"optimizer": "adamw", "nesterov": True}, "nesterov belongs to sgd"),

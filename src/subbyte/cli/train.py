@@ -38,6 +38,10 @@ def command(
         float | None,
         typer.Option(help="Epochs in which the rate rises; a fraction is allowed."),
     ] = None,
+    freeze_norms_epochs: Annotated[
+        float | None,
+        typer.Option(help="Epochs at the end in which batch norms keep their running statistics [0]."),
+    ] = None,
     augment: Annotated[
         str | None,
         typer.Option(help="none, shift or crop_flip; the default goes by the task."),
@@ -84,6 +88,7 @@ def command(
         weight_decay=weight_decay,
         schedule=schedule,
         warmup_epochs=warmup_epochs,
+        freeze_norms_epochs=freeze_norms_epochs,
         augment=augment,
         image_size=image_size,
         label_smoothing=label_smoothing,

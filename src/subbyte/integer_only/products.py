@@ -73,8 +73,12 @@ def refuses(module: Any) -> str:
     for role in ("weight", "activation"):
         if type(getattr(scheme, role)).__name__ != "AbsMax":
             return f"{role} is quantized by {getattr(scheme, role)}; integer-only takes AbsMax"
+        if getattr(scheme, role).clip != 1:
+            return f"{role} has a clip of its own ({getattr(scheme, role)}); integer-only finds where to clip itself"
     kind, axis = type(scheme.gradient).__name__, getattr(scheme.gradient, "axis", 1)
     consecutive = getattr(scheme.gradient, "exponents", "consecutive") == "consecutive"
+    if getattr(scheme.gradient, "clip", 1) != 1:
+        return f"the gradient is clipped ({scheme.gradient}); integer-only takes it whole"
     if kind not in ("AbsMax", "ShiftQuant") or axis != 1 or not consecutive:
         return f"the gradient is quantized by {scheme.gradient}; integer-only takes AbsMax or consecutive ShiftQuant"
     if getattr(module, "padding_mode", "zeros") != "zeros" or isinstance(getattr(module, "padding", 0), str):

@@ -9,29 +9,43 @@ from torch import Tensor
 
 from .. import ops
 from ..qtensor import Emulated, QTensor
-from .base import Quantizer, channel_ranges
+from .base import Quantizer, channel_ranges, check_clip, clipped
 
 
 @dataclass(frozen=True)
 class AbsMax(Quantizer):
-    """One scale for the tensor: s = R / Q.
+    """One scale for the tensor: s = clip R / Q, with R = max |x|. What lies beyond clip R gets the last code.
+
+    A few values of a bell-shaped tensor lie far out: with clip < 1 the steps between all others are finer for it. It is
+    the cheap form of MSEClip, which looks for the best clip in each tensor.
 
     >>> import torch
     >>> AbsMax(4)(torch.tensor([[1.0, -7.0, 2.6]])).codes.tolist()
     [[1, -7, 3]]
+    >>> AbsMax(4, clip=0.5)(torch.tensor([[1.0, -7.0, 2.6]])).codes.tolist()
+    [[2, -7, 5]]
     """
 
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_clip(self.clip)
+
     def represent(self, x: Tensor, stream: Tensor | None) -> QTensor | Emulated:
-        if stream is not None:
+        if stream is not None or self.clip != 1:
             return super().represent(x, stream)
         codes, scale = ops.absmax_codes(x, self.bits, self.signed)  # the same in one call
         return QTensor(codes, scale, self.format)
 
     def ranges(self, x: Tensor) -> tuple[Tensor, None, int]:
-        return ops.amax(x, ops.WHOLE), None, 0
+        return clipped(ops.amax(x, ops.WHOLE), self.clip), None, 0
 
     def ranges_from_channels(self, r_k: Tensor) -> tuple[Tensor, None, int]:
-        return r_k.amax(list(range(r_k.ndim)), keepdim=True), None, 0
+        return clipped(r_k.amax(list(range(r_k.ndim)), keepdim=True), self.clip), None, 0
+
+    def details(self) -> str:
+        return "" if self.clip == 1 else f"clip {self.clip:g}"
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,18 @@ from torch import Tensor
 from .. import ops
 from ..numerics import MAX_EXPONENT
 from ..wording import closest
-from .base import Quantizer, channel_ranges
+from .base import Quantizer, channel_ranges, check_clip, clipped
 from .groups import split
 
 
 @dataclass(frozen=True)
 class ShiftQuant(Quantizer):
-    """Groups of channels whose scales differ by powers of two: s_k = (R / Q) 2^-e(k).
+    """Groups of channels whose scales differ by powers of two: s_k = clip (R / Q) 2^-e(k).
 
-    e(k) is the largest exponent of the set with r_k <= R 2^-e(k), by exact comparison; nothing is ever clipped, so
-    stochastic rounding is unbiased. The set holds `groups` exponents, the first of them 0:
+    e(k) is the largest exponent of the set with r_k <= R 2^-e(k), by exact comparison. With clip = 1 nothing is ever
+    clipped, so stochastic rounding is unbiased. With clip < 1 (this project's) what lies beyond clip R 2^-e(k) ends
+    there: the few largest values are biased, and the variance of all others, which grows with the step, falls. The
+    set holds `groups` exponents, the first of them 0:
       exponents = "consecutive"   0, 1, ..., groups - 1
       exponents = "chosen"        for each tensor the subset of 0..max_exponent that minimises the bound
                                   sum_k s_k^2 on the variance, by dynamic programming over octaves
@@ -38,9 +40,11 @@ class ShiftQuant(Quantizer):
     exponents: str = "consecutive"
     max_exponent: int | None = None
     axis: int = 1
+    clip: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_clip(self.clip)
         kinds = ("consecutive", "chosen")
         if self.exponents not in kinds:
             raise ValueError(
@@ -74,12 +78,13 @@ class ShiftQuant(Quantizer):
         r, shift = ops.shift_exponents(r_k, self.max_shift)
         if self.exponents == "chosen":
             shift = chosen_exponents(shift, r_k > 0, self.groups, self.max_shift).to(torch.uint8)
-        return r, shift, self.max_shift
+        return clipped(r, self.clip), shift, self.max_shift
 
     def details(self) -> str:
         chosen = "" if self.exponents == "consecutive" else f" chosen up to {self.max_shift}"
         axis = "" if self.axis == 1 else f", axis {self.axis}"
-        return f"{self.groups} groups{chosen}{axis}"
+        clip = "" if self.clip == 1 else f", clip {self.clip:g}"
+        return f"{self.groups} groups{chosen}{axis}{clip}"
 
 
 def chosen_exponents(octave: Tensor, counted: Tensor, groups: int, top: int) -> Tensor:

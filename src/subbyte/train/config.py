@@ -47,10 +47,12 @@ class Config:
     lr is the highest rate of the schedule, reached after warmup_epochs (a fraction is allowed). momentum is SGD's
     momentum or AdamW's beta1. optimizer integer-sgd is optim.IntegerSGD, the default of an integer-only scheme: it
     takes lr and weight_decay to the nearest power of two. weight_decay acts on parameters with two or more axes: not on
-    biases or norm layers. scheme is `Scheme.to_dict()`. stem is a ResNet's (None: by the image size), augment the
-    augmentation's name (None: the data set's own), image_size the pixels a side of an imagefolder (None: 224). device
-    is a torch device, threads the CPU threads of torch (0: torch's own choice, replaced by the number when the run
-    begins). A metrics row is written every log_every steps and each epoch.
+    biases or norm layers. In the last freeze_norms_epochs (a fraction is allowed) batch norms go by their running
+    statistics and leave them as they are: the weights settle on what evaluation will see. scheme is
+    `Scheme.to_dict()`. stem is a ResNet's (None: by the image size), augment the augmentation's name (None: the
+    data set's own), image_size the pixels a side of an imagefolder (None: 224). device is a torch device, threads
+    the CPU threads of torch (0: torch's own choice, replaced by the number when the run begins). A metrics row is
+    written every log_every steps and each epoch.
 
     >>> Config.for_task("digits", seed=1) == Config.from_json(Config.for_task("digits", seed=1).to_json())
     True
@@ -71,6 +73,7 @@ class Config:
     weight_decay: float = 0.0
     schedule: str = "cosine"
     warmup_epochs: float = 0.0
+    freeze_norms_epochs: float = 0.0
     label_smoothing: float = 0.0
     seed: int = 0
     device: str = "cpu"
@@ -113,6 +116,10 @@ class Config:
         need(
             0 <= self.warmup_epochs < self.epochs,
             f"warmup_epochs is {self.warmup_epochs}; it must lie in [0, epochs = {self.epochs})",
+        )
+        need(
+            0 <= self.freeze_norms_epochs < self.epochs,
+            f"freeze_norms_epochs is {self.freeze_norms_epochs}; it must lie in [0, epochs = {self.epochs})",
         )
         need(
             self.schedule != "onecycle" or self.warmup_epochs > 0,

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from subbyte import data
@@ -120,6 +120,8 @@ class Run:
         self.optimizer = make_optimizer(self.model, config)
         self.steps_per_epoch = data.num_batches(len(dataset.train_y), config.batch_size)
         self.schedule = make_schedule(self.optimizer, config, self.steps_per_epoch)
+        frozen_steps = round(config.freeze_norms_epochs * self.steps_per_epoch)
+        self.frozen_from = config.epochs * self.steps_per_epoch - frozen_steps
         self.progress = Progress()
         self._batches()  # refuses an impossible augmentation now, before a folder is made
         self.saved_at = time.monotonic()
@@ -197,11 +199,13 @@ class Run:
     def _train_epoch(self) -> str | None:
         """The rest of the epoch; returns a reason to pause in the middle of it."""
         progress = self.progress
-        self.model.train()
+        self._train_mode()
         self.epoch_begun_at, self.epoch_images = time.monotonic(), 0
         if progress.batch == self.steps_per_epoch:  # paused between the last batch and the evaluation
             return None
         for x, y in self._batches():
+            if progress.step == self.frozen_from:
+                self._train_mode()
             self._step(x, y)
             reason = self.switch.reason()
             if reason:
@@ -209,6 +213,14 @@ class Run:
             if self._checkpoint_due():
                 self.checkpoint()
         return None
+
+    def _train_mode(self) -> None:
+        """Train mode; batch norms that are frozen by now stay in eval mode."""
+        self.model.train()
+        if self.progress.step >= self.frozen_from:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                    module.eval()
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """What the epoch has left."""
