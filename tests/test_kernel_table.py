@@ -38,7 +38,7 @@ OWN = {
     "neondot": {*PRODUCTS, *WINOGRAD},
     "avx2": {*PRODUCTS, *PLANES, *ELEMENTS, *NORMS, *CHAINS, INTEGERS, *PACKS},
     "avxvnni": {*PRODUCTS, *WINOGRAD},
-    "avx512vnni": {INTEGERS, *PRODUCTS, *WINOGRAD, *PLANES, *ELEMENTS, *NORMS, *CHAINS},
+    "avx512vnni": {INTEGERS, *PRODUCTS, *WINOGRAD, *PLANES, *ELEMENTS, *NORMS, *CHAINS, *PACKS},
 }
 """ISA -> the ops that it has a kernel of its own for; the others it takes from the next lower ISA."""
 
