@@ -18,7 +18,7 @@
 namespace sb {
 namespace {
 
-Op<ProductKernels> op{"conv2d_grad_weight"};
+ProductOps ops{"conv2d_grad_weight", "conv2d_few_bits_grad_weight"};
 
 constexpr i64 kTaskBytes = 512 << 10;  // packed operands of a task: half of the second cache, or a part of a large dw
 constexpr i64 kSetWords = 1024;        // words after which addresses meet in the same set of the first cache
@@ -190,6 +190,7 @@ private:
             t.a_step = 4;
             t.a_off = a_off.data();
             t.b_off = b_off.data();
+            t.exact = plan.exact();
             t.segments = static_cast<i64>(a_off.size());
             t.steps = steps;
             add_panel(plan, t, source, rows, ld, sums + first * element_);
@@ -303,7 +304,7 @@ SB_EXPORT const char* sb_conv2d_grad_weight(const void* arguments, int threads) 
     threads = useful_threads(threads, work, kGrain);
     if (by_planes(call)) return grad_weight_by_planes(call, threads);
     if (const char* name = grad_weight_of_few_pixels(call, threads)) return name;
-    const auto kernel = op.best();
+    const auto kernel = best_products(ops, call.b.format(), call.a.format(), call.a.max_shift + call.b.max_shift);
     const ConvCall same = regrouped(call, Role::grad_weight, threads);
     return GradWeight(same, *kernel.table, threads).run() ? kernel.name : nullptr;
 }

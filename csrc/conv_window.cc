@@ -17,8 +17,8 @@
 namespace sb {
 namespace {
 
-Op<ProductKernels> output_op{"conv2d"};
-Op<ProductKernels> grad_input_op{"conv2d_grad_input"};
+ProductOps output_ops{"conv2d", "conv2d_few_bits"};
+ProductOps grad_input_ops{"conv2d_grad_input", "conv2d_few_bits_grad_input"};
 
 constexpr i64 kTaskBytes = 256 << 10;  // source words of a task, and its sums: a quarter of the second cache each
 constexpr i64 kGrain = 1 << 18;        // multiply-accumulates below which a second thread costs more than it saves
@@ -187,9 +187,9 @@ private:
             const i64 left = inside ? begin : width_;
             for (i64 line = 0; line < lines; ++line) {
                 i32* run = row + line * count * width_;
-                std::memset(run, codes.flip, static_cast<size_t>(4 * left * column));
+                std::memset(run, codes.offset, static_cast<size_t>(4 * left * column));
                 if (inside)
-                    std::memset(run + end * column, codes.flip, static_cast<size_t>(4 * (width_ - end) * column));
+                    std::memset(run + end * column, codes.offset, static_cast<size_t>(4 * (width_ - end) * column));
             }
             if (!inside) continue;
             Codes line = codes;
@@ -238,6 +238,7 @@ private:
                 t.b_step = ld;
                 t.a_row = cols_.src_step * pixel;
                 t.a_step = pixel_major_ ? 4 : 4 * count * width_;
+                t.exact = plan.exact();
                 t.a_off = a_segments.data();
                 t.b_off = b_segments.data();
                 for (i64 i = 0; i < n1 - n0; ++i) {
@@ -358,13 +359,14 @@ private:
     std::vector<Packed> packed_;
 };
 
-const char* run(const void* arguments, bool backward, Op<ProductKernels>& op, int threads) {
+const char* run(const void* arguments, bool backward, ProductOps& ops, int threads) {
     const ConvCall& call = *static_cast<const ConvCall*>(arguments);
     const i64 work = call.n * call.p * call.q * call.o * (call.c / call.groups) * call.r * call.s;
     threads = useful_threads(threads, work, kGrain);
     if (by_planes(call)) return window_by_planes(call, backward, threads);
     if (const char* name = by_winograd(call, backward, threads)) return name;
-    const auto kernel = op.best();
+    const auto kernel = best_products(ops, call.a.format(), call.b.format(),
+                                      call.a.max_shift + call.b.max_shift);
     const ConvCall same = regrouped(call, backward ? Role::grad_input : Role::output, threads);
     Convolution(same, backward, *kernel.table, threads).run();
     return kernel.name;
@@ -373,7 +375,9 @@ const char* run(const void* arguments, bool backward, Op<ProductKernels>& op, in
 }  // namespace
 }  // namespace sb
 
-SB_EXPORT const char* sb_conv2d(const void* call, int threads) { return sb::run(call, false, sb::output_op, threads); }
+SB_EXPORT const char* sb_conv2d(const void* call, int threads) {
+    return sb::run(call, false, sb::output_ops, threads);
+}
 SB_EXPORT const char* sb_conv2d_grad_input(const void* call, int threads) {
-    return sb::run(call, true, sb::grad_input_op, threads);
+    return sb::run(call, true, sb::grad_input_ops, threads);
 }

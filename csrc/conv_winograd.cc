@@ -170,7 +170,7 @@ private:
         const i64 step = kTiles * sources + kPad, sums_step = kTiles * nr_;
         u8* source = scratch<u8>(Slot::left, kFrequencies * step);
         i32* sums = scratch<i32>(Slot::sums, kFrequencies * sums_step);
-        const u8 flip = plan_.left_codes(nullptr, 0, 0).flip;
+        const u8 offset = plan_.left_codes(nullptr, 0, 0).offset;
         float* out[kTiles][4];
         for (i64 t = 0; t < count; ++t) {
             const i64 n = (t0 + t) / (tile_rows_ * tile_cols_), p = (t0 + t) / tile_cols_ % tile_rows_ * 2,
@@ -183,7 +183,7 @@ private:
                     pixels[4 * i + j] = inside ? call_.a.codes() + n * stride[0] + h * stride[2] + w * stride[3]
                                                : zeros_.data();
                 }
-            k_.winograd_input(pixels, sources, factor_a_.empty() ? nullptr : factor_a_.data(), flip,
+            k_.winograd_input(pixels, sources, factor_a_.empty() ? nullptr : factor_a_.data(), offset,
                               source + t * sources, step);
             for (int i = 0; i < 4; ++i) {
                 const i64 y = p + i / 2, x = q + i % 2;

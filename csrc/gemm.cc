@@ -15,7 +15,7 @@
 namespace sb {
 namespace {
 
-Op<ProductKernels> op{"gemm"};
+ProductOps product_ops{"gemm", "gemm_few_bits"};
 Op<PackKernels> unpack_op{"unpack_codes"};
 
 constexpr i64 kLeftBytes = 256 << 10;   // a quarter of the second cache for A's block
@@ -248,6 +248,7 @@ private:
         t.a_off = t.b_off = &kOrigin;
         t.segments = 1;
         t.steps = words_;
+        t.exact = plan_.exact();
         return t;
     }
 
@@ -334,7 +335,9 @@ private:
 }  // namespace sb
 
 SB_EXPORT const char* sb_gemm(const void* call, int threads) {
-    const auto kernel = sb::op.best();
-    sb::Gemm(*static_cast<const sb::GemmCall*>(call), *kernel.table, threads).run();
+    const auto& given = *static_cast<const sb::GemmCall*>(call);
+    const auto kernel = sb::best_products(sb::product_ops, given.a.format(), given.b.format(),
+                                          given.a.max_shift + given.b.max_shift);
+    sb::Gemm(given, *kernel.table, threads).run();
     return kernel.name;
 }

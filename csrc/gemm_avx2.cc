@@ -1,4 +1,5 @@
-// Integer products for AVX2: int16 words, vpmaddwd, which never saturates. The bodies: gemm_*.inc.
+// Integer products for AVX2: int16 words, vpmaddwd, which never saturates; and for few bits u8 x s8, vpmaddubsw, where
+// it cannot. The bodies: gemm_*.inc.
 #include "cpu_features.h"
 #include "gemm_kernels.h"
 
@@ -18,6 +19,18 @@ namespace {
 #include "gemm_kernels.inc"
 }  // namespace
 }  // namespace sb::avx2
+
+namespace sb::avx2::few_bits {
+namespace {
+#undef SB_PER_WORD
+#define SB_PER_WORD 4
+#define SB_FEW_BITS 1
+#include "simd.inc"
+#include "part.inc"
+#include "gemm_encode.inc"
+#include "gemm_kernels.inc"
+}  // namespace
+}  // namespace sb::avx2::few_bits
 SB_TARGET_END
 
 namespace sb::avx2 {
@@ -32,4 +45,14 @@ static const Register planes_input{"conv2d_planes_grad_input", Isa::avx2, "conv2
 static const Register planes_weight{"conv2d_planes_grad_weight", Isa::avx2, "conv2d_planes_grad_weight_s32_avx2",
                                     &kernels};
 }  // namespace sb::avx2
+
+namespace sb::avx2::few_bits {
+static constexpr ProductKernels kernels = product_kernels();
+static const Register gemm{"gemm_few_bits", Isa::avx2, "gemm_few_bits_u8s8s16_6x16_avx2", &kernels};
+static const Register conv{"conv2d_few_bits", Isa::avx2, "conv2d_few_bits_u8s8s16_6x16_avx2", &kernels};
+static const Register grad_input{"conv2d_few_bits_grad_input", Isa::avx2,
+                                 "conv2d_few_bits_grad_input_u8s8s16_6x16_avx2", &kernels};
+static const Register grad_weight{"conv2d_few_bits_grad_weight", Isa::avx2,
+                                  "conv2d_few_bits_grad_weight_u8s8s16_6x16_avx2", &kernels};
+}  // namespace sb::avx2::few_bits
 #endif

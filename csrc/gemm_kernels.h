@@ -11,8 +11,10 @@
 
 namespace sb {
 
-// Bytes are kept at an offset where their codes ask for it: code = u8 - 128, or code = s8 + 128.
+// Bytes are kept at an offset where their codes ask for it: code = u8 - 128, or code = s8 + 128. Where sums of pairs
+// have to stay in 16 bits, a signed operand is only moved up by what makes it unsigned.
 constexpr i32 kOffset = 128;
+constexpr i64 kInt16Limit = (1 << 15) - 1;
 
 constexpr int kMaxRows = 16;    // MR of the tallest tile
 constexpr int kMaxVectors = 2;  // NR of the widest tile, in vectors
@@ -39,6 +41,7 @@ struct Tile {
     const i64* a_off;
     const i64* b_off;
     i64 segments, steps;
+    i64 exact;  // steps whose sums of pairs stay in 16 bits, where few_bits; 0: one
     const Epilogue* epilogue;  // c takes floats, of as many columns as this says; null: c takes the sums
 };
 using TileFn = void (*)(const Tile&);
@@ -49,7 +52,7 @@ struct Codes {
     i64 outer, inner;
     i64 first, last;  // the k that exist; any other is code 0, and its address is never read
     bool is_signed;
-    u8 flip;           // 0x80 where bytes are kept at an offset: x ^ 0x80 is x + 128 of s8 and x - 128 of u8
+    u8 offset;         // added to each byte, modulo 256
     const u8* factor;  // 2^shift for each position of the reduction, or null
     const i32* order;  // position -> k, or -1 for code 0; null for the identity
 
@@ -92,6 +95,7 @@ struct ProductKernels {
     int lanes;                           // W
     int per_word;                        // reduced elements in a word
     bool left_is_s8;                     // bytes of the left operand are s8, as those of the right one always are
+    bool few_bits;                       // pairs of products are summed in 16 bits: for codes small enough (gemm_plan.h)
     TileFn tile[kMaxVectors][kMaxRows];  // [vectors - 1][rows - 1]
     // words [j][position / per_word], rows of words ld apart
     void (*encode_rows)(const Codes&, i64 n, i64 words, void* dst, i64 ld);
@@ -105,7 +109,7 @@ struct ProductKernels {
     i64 (*dot)(const i32* g, const i32* x, i64 step, i64 n);
     // Winograd's transforms of one tile: 16 pixels of codes, frequencies `step` apart; and the sums of 16 frequencies
     // to 4 pixels of the output (null: outside of it). channels: a multiple of W. See conv_winograd.cc.
-    void (*winograd_input)(const u8* const* pixels, i64 channels, const u8* factor, u8 flip, u8* to, i64 step);
+    void (*winograd_input)(const u8* const* pixels, i64 channels, const u8* factor, u8 offset, u8* to, i64 step);
     void (*winograd_output)(const i32* sums, i64 step, int vectors, int shift, const Epilogue&, float* const* out);
     bool bytes() const { return per_word == 4; }
 };

@@ -10,7 +10,16 @@ namespace {
 
 constexpr i64 kInt32Limit = (i64{1} << 31) - 1;
 
+constexpr i64 kLeastExact = 8;  // steps in 16 bits, below which their sums are taken over into 32 bits too often
+
 u8 power(int shift) { return static_cast<u8>(1 << shift); }
+
+// The largest byte of a left operand that 16-bit sums take, and by how much it is moved up to be unsigned.
+i32 lift_of_few(Format a, int shift) { return a.is_signed ? 1 << (a.bits - 1 + shift) : 0; }
+i64 exact_steps(Format a, int on_a, Format b, int on_b) {
+    const i64 most = (i64{a.qmax()} << on_a) + lift_of_few(a, on_a);
+    return kInt16Limit / (2 * most * (i64{b.qmax()} << on_b));
+}
 
 }  // namespace
 
@@ -37,6 +46,7 @@ Reduction::Reduction(const ProductKernels& kernels, i64 k, const std::vector<int
         most_rest = std::max(most_rest, rest[i]);
         least_rest = std::min(least_rest, rest[i]);
     }
+    exact_ = kernels.few_bits ? exact_steps(a, on_a, b, on_b) : 0;
     longest_ = kInt32Limit / ((i64{a.qmax()} << on_a) * (i64{b.qmax()} << on_b));
     a_ = side(kernels, kernels.left_is_s8, a, on_a);
     b_ = side(kernels, true, b, on_b);
@@ -73,7 +83,8 @@ Reduction::Reduction(const ProductKernels& kernels, i64 k, const std::vector<int
 Reduction::Side Reduction::side(const ProductKernels& kernels, bool wants_s8, Format codes, int folded) {
     const bool lift = kernels.bytes() && !wants_s8 && codes.is_signed;
     const bool lower = kernels.bytes() && wants_s8 && !codes.is_signed && codes.bits + folded > 7;
-    return {codes.is_signed != 0, static_cast<u8>(lift || lower ? 0x80 : 0), lift ? kOffset : lower ? -kOffset : 0};
+    const i32 up = kernels.few_bits ? lift_of_few(codes, folded) : kOffset;
+    return {codes.is_signed != 0, lift ? up : lower ? -kOffset : 0};
 }
 
 Codes Reduction::codes(const Side& side, const std::vector<u8>& factor, const void* data, i64 outer, i64 inner) const {
@@ -83,7 +94,7 @@ Codes Reduction::codes(const Side& side, const std::vector<u8>& factor, const vo
             0,
             k_,
             side.is_signed,
-            side.flip,
+            static_cast<u8>(side.offset),
             factor.empty() ? nullptr : factor.data(),
             order_.empty() ? nullptr : order_.data()};
 }
@@ -104,6 +115,14 @@ std::vector<Chunk> Reduction::chunks(i64 segments) const {
         result.back().shift = shift;
     }
     return result;
+}
+
+Op<ProductKernels>::Best best_products(ProductOps& ops, Format a, Format b, i64 shift) {
+    const auto kernel = ops.any.best(), small = ops.few_bits.best();
+    if (kernel.table->bytes() || !small.table || shift > a.room() + b.room()) return kernel;
+    const int on_a = std::min<int>(static_cast<int>(shift), a.room()), on_b = static_cast<int>(shift) - on_a;
+    const bool signed_bytes = b.is_signed || b.bits + on_b <= 7;
+    return signed_bytes && exact_steps(a, on_a, b, on_b) >= kLeastExact ? small : kernel;
 }
 
 Correction::Correction(const ProductKernels& kernels, const Reduction& reduction)

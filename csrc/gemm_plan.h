@@ -7,6 +7,7 @@
 
 #include <vector>
 
+#include "cpu_features.h"
 #include "gemm_kernels.h"
 
 namespace sb {
@@ -40,11 +41,11 @@ public:
     i32 left_offset() const { return a_.offset; }
     i32 right_offset() const { return b_.offset; }
     i64 longest_exact() const { return longest_; }  // products that int32 holds, whatever the codes
+    i64 exact() const { return exact_; }            // Tile::exact
 
 private:
     struct Side {
         bool is_signed;
-        u8 flip;
         i32 offset;  // what the encoded bytes are away from the codes: code = byte - offset
     };
     struct Group {
@@ -58,11 +59,21 @@ private:
     int per_word_;
     bool wide_;
     Side a_, b_;
-    i64 longest_;
+    i64 longest_, exact_;
     std::vector<u8> factor_a_, factor_b_;
     std::vector<i32> order_;
     std::vector<Group> groups_;
 };
+
+// The kernels of one product in the table: of any codes, and of few bits.
+struct ProductOps {
+    ProductOps(const char* any, const char* few_bits) : any(any), few_bits(few_bits) {}
+    Op<ProductKernels> any, few_bits;
+};
+
+// Those of few bits where the others cannot multiply bytes, and these formats, shifted by up to `shift`, leave sums of
+// pairs enough room in 16 bits: never by the codes themselves.
+Op<ProductKernels>::Best best_products(ProductOps& ops, Format a, Format b, i64 shift);
 
 // (E_a - e_a[k]) + (E_b - e_b[k]) for each k; an operand without exponents (null) adds 0.
 std::vector<int> left_shifts(i64 k, const u8* ea, int max_a, const u8* eb, int max_b);

@@ -18,6 +18,7 @@ import chain_calls
 import norm_layer_calls
 import op_calls
 from kernel_table import EVERY_ISA, isas_of_cpu, kernel_for
+from products_for_tests import FEW_BITS as FEW_BITS_OF
 from subbyte import ops
 from subbyte.backends import _native, cpu
 from subbyte.numerics import IntFormat
@@ -25,6 +26,7 @@ from subbyte.numerics import IntFormat
 pytestmark = pytest.mark.skipif(bool(cpu.available()), reason=cpu.available())
 
 PRODUCTS = ("gemm", "conv2d", "conv2d_grad_input", "conv2d_grad_weight")
+FEW_BITS = tuple(FEW_BITS_OF.values())
 WINOGRAD = ("conv2d_winograd", "conv2d_winograd_grad_input")
 PLANES = ("conv2d_planes", "conv2d_planes_grad_input", "conv2d_planes_grad_weight")
 ELEMENTS = ("amax", "quantize_nearest", "quantize_sr", "norm_stats", "norm_apply", "norm_grad_stats", "norm_grad_apply")
@@ -36,7 +38,7 @@ OWN = {
     "portable": {*PRODUCTS, *PLANES, *ELEMENTS, *NORMS, *CHAINS, *PACKS, INTEGERS, "narrow_codes"},
     "neon": {*PRODUCTS, *PLANES, *ELEMENTS, *NORMS, *CHAINS},
     "neondot": {*PRODUCTS, *WINOGRAD},
-    "avx2": {*PRODUCTS, *PLANES, *ELEMENTS, *NORMS, *CHAINS, INTEGERS, *PACKS},
+    "avx2": {*PRODUCTS, *FEW_BITS, *PLANES, *ELEMENTS, *NORMS, *CHAINS, INTEGERS, *PACKS},
     "avxvnni": {*PRODUCTS, *WINOGRAD},
     "avx512vnni": {INTEGERS, *PRODUCTS, *WINOGRAD, *PLANES, *ELEMENTS, *NORMS, *CHAINS, *PACKS},
 }
@@ -64,10 +66,14 @@ def x_of(*shape: int) -> Tensor:
     return x
 
 
-def convolution(part: int, channels: int, outputs: int, groups: int) -> list[tuple]:
+FULL = ((S8, S8), (U8, S8), (S8, U8))
+FEW = ((IntFormat(4), IntFormat(4)), (IntFormat(6), IntFormat(6)), (IntFormat(4, False), IntFormat(6)))
+
+
+def convolution(part: int, channels: int, outputs: int, groups: int, formats=FULL) -> list[tuple]:
     """part: 0 the output, 1 grad_input, 2 grad_weight."""
     calls = []
-    for left, right in ((S8, S8), (U8, S8), (S8, U8)):
+    for left, right in formats:
         x, w = extremes(left, (2, channels, 7, 9)), extremes(right, (outputs, channels // groups, 3, 3), 1)
         g, window = extremes(left, (2, outputs, 7, 9), 2), ([1, 1], [1, 1], [1, 1], groups)
         one = torch.full((1, 1, 1, 1), 0.7)
@@ -104,11 +110,9 @@ def norm(name: str) -> list[tuple]:
     }[name]
 
 
-def matrices() -> list[tuple]:
+def matrices(formats=(*FULL, (U8, U8))) -> list[tuple]:
     return [
-        (*operand(extremes(fa, (19, LENGTH)), fa), *operand(extremes(fb, (LENGTH, 67), 1), fb))
-        for fa in (S8, U8)
-        for fb in (S8, U8)
+        (*operand(extremes(fa, (19, LENGTH)), fa), *operand(extremes(fb, (LENGTH, 67), 1), fb)) for fa, fb in formats
     ]
 
 
@@ -132,6 +136,10 @@ CASES = {
     "conv2d": lambda: ("scaled_conv2d", convolution(0, 37, 35, 1)),
     "conv2d_grad_input": lambda: ("scaled_conv2d_grad_input", convolution(1, 37, 35, 1)),
     "conv2d_grad_weight": lambda: ("scaled_conv2d_grad_weight", convolution(2, 37, 35, 1)),
+    "gemm_few_bits": lambda: ("int_matmul", matrices(FEW)),
+    "conv2d_few_bits": lambda: ("scaled_conv2d", convolution(0, 37, 35, 1, FEW)),
+    "conv2d_few_bits_grad_input": lambda: ("scaled_conv2d_grad_input", convolution(1, 37, 35, 1, FEW)),
+    "conv2d_few_bits_grad_weight": lambda: ("scaled_conv2d_grad_weight", convolution(2, 37, 35, 1, FEW)),
     "conv2d_winograd": lambda: ("scaled_conv2d", few_bits(0)),
     "conv2d_winograd_grad_input": lambda: ("scaled_conv2d_grad_input", few_bits(1)),
     "conv2d_planes": lambda: ("scaled_conv2d", convolution(0, 6, 6, 6)),
