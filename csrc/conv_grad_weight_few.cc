@@ -14,7 +14,7 @@
 namespace sb {
 namespace {
 
-Op<ProductKernels> op{"conv2d_grad_weight"};
+ProductOps ops{"conv2d_grad_weight", "conv2d_few_bits_grad_weight"};
 
 constexpr i64 kMostPixels = 2048;
 constexpr i64 kLeastChannels = 128;    // of x and of g: fewer do not pay for the copies
@@ -95,6 +95,7 @@ private:
         t.a_step = 4;
         t.a_off = t.b_off = &kOrigin;
         t.segments = 1;
+        t.exact = plan_.exact();
         t.c_row = taps_ * call_.c;
         t.c_group = 4 * t.c_row;
         for (i64 tap = 0; tap < taps_; ++tap) {
@@ -138,7 +139,8 @@ private:
 
 const char* grad_weight_of_few_pixels(const ConvCall& call, int threads) {
     if (call.wide || call.c == 0 || call.o == 0) return nullptr;
-    const auto kernel = op.best();
+    const auto kernel = best_products(ops, call.a.format(), call.b.format(), 0);
+    if (kernel.table != best_products(ops, call.b.format(), call.a.format(), 0).table) return nullptr;  // x on the left
     FewPixels product(call, *kernel.table, threads);
     if (!product.covers()) return nullptr;
     product.run();
