@@ -49,6 +49,8 @@ struct ChainKernels {
         i64 columns, i8* codes);
     void (*norm_grad_floats)(
         const i8* g, const i8* k, const GradOperands& v, i64 slot, i64 rows, i64 columns, float* dx);
+    // x += h, the h of relu_grad
+    void (*relu_grad_add)(const float* g, const u8* mask, i64 n, float* x);
 };
 
 }  // namespace sb

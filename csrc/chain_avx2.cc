@@ -21,7 +21,8 @@ SB_TARGET_END
 
 namespace sb::avx2 {
 static const ChainKernels kernels{
-    norm_relu, norm_relu_codes, relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_codes, norm_grad_floats};
+    norm_relu, norm_relu_codes, relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_codes, norm_grad_floats,
+    relu_grad_add};
 static const Register registered_norm_relu{"norm_relu", Isa::avx2, "norm_relu_avx2", &kernels};
 static const Register registered_norm_relu_codes{"norm_relu_codes", Isa::avx2, "norm_relu_codes_avx2", &kernels};
 static const Register registered_relu_grad{"relu_grad", Isa::avx2, "relu_grad_avx2", &kernels};

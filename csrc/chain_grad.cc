@@ -68,6 +68,24 @@ SB_EXPORT const char* sb_relu_grad(
     return kernel.name;
 }
 
+// x += h of relu_grad, for n floats. Part of a product's op (scaled_conv2d_grad_input_plus): it has no name of its own.
+SB_EXPORT const char* sb_relu_grad_add(float* x, const float* g, const sb::u8* mask, sb::i64 n, int threads) {
+    using namespace sb;
+    const auto kernel = grad_op.best();
+    const PackKernels& unpack = *unpack_op.best().table;
+    const int workers = useful_threads(threads, n, kGrain);
+    std::vector<Unpacked> passes = Unpacked::for_workers(workers, unpack, mask, 1, kTile);
+    parallel(workers, ceil_div(n, kBlock), [&](i64 task, int w) {
+        const i64 stop = std::min((task + 1) * kBlock, n);
+        for (i64 begin = task * kBlock; begin < stop; begin += kTile) {
+            const i64 end = std::min(begin + kTile, stop);
+            const u8* tile = mask ? reinterpret_cast<const u8*>(passes[w].span(begin, end)) : nullptr;
+            kernel.table->relu_grad_add(g + begin, tile, end - begin, x + begin);
+        }
+    });
+    return kernel.name;
+}
+
 // r: one number or one for each channel; batch, channels, pixels: the order of draw.h; top: the largest code.
 SB_EXPORT const char* sb_relu_grad_quantize(
     const float* g, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* mask, const float* r,

@@ -18,7 +18,8 @@ namespace {
 }  // namespace
 
 static const ChainKernels kernels{
-    norm_relu, norm_relu_codes, relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_codes, norm_grad_floats};
+    norm_relu, norm_relu_codes, relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_codes, norm_grad_floats,
+    relu_grad_add};
 static const Register registered_norm_relu{"norm_relu", Isa::neon, "norm_relu_neon", &kernels};
 static const Register registered_norm_relu_codes{"norm_relu_codes", Isa::neon, "norm_relu_codes_neon", &kernels};
 static const Register registered_relu_grad{"relu_grad", Isa::neon, "relu_grad_neon", &kernels};

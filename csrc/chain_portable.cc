@@ -12,7 +12,8 @@ namespace {
 #include "norm_step.inc"
 #include "chain.inc"
 const ChainKernels kernels{
-    norm_relu, norm_relu_codes, relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_codes, norm_grad_floats};
+    norm_relu, norm_relu_codes, relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_codes, norm_grad_floats,
+    relu_grad_add};
 const Register registered_norm_relu{"norm_relu", Isa::portable, "norm_relu_portable", &kernels};
 const Register registered_norm_relu_codes{
     "norm_relu_codes", Isa::portable, "norm_relu_codes_portable", &kernels};

@@ -141,6 +141,17 @@ def scaled_conv2d_grad_input(big: int) -> list[tuple]:
     return calls
 
 
+def scaled_conv2d_grad_input_plus(big: int) -> list[tuple]:
+    calls = []
+    for args in scaled_conv2d_grad_input(big):
+        size, last = args[11], args[0].is_contiguous(memory_format=torch.channels_last)
+        more = torch.randn(size, generator=torch.Generator().manual_seed(big))
+        more = more.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        bits = torch.arange(-(-more.numel() // 8)).to(torch.uint8) * 37
+        calls += [(*args, more, bits), (*args, more, bits[:0])]
+    return calls
+
+
 def scaled_conv2d_grad_weight(big: int) -> list[tuple]:
     return [
         (*operands(S4, g, S4, x), torch.rand(w.shape[0], w.shape[1], 1, 1), list(w.shape), *window)
@@ -273,5 +284,7 @@ CALLS: dict[str, Callable[[int], list[tuple]]] = {
 CALLS["norm_stats_uncentred"] = norm_stats
 CALLS["scaled_conv2d_amax"] = scaled_conv2d
 CALLS["scaled_conv2d_grad_input_amax"] = scaled_conv2d_grad_input
+
+CALLS["scaled_conv2d_grad_input_plus"] = scaled_conv2d_grad_input_plus
 CALLS.update(CHAIN_CALLS | CONSTANTS_CALLS | NORM_LAYER_CALLS)
 """op -> its argument lists; the number makes them larger, so that several threads have work."""

@@ -123,6 +123,20 @@ def test_kernels_of_one_pixel(isa, size, stride, how):
         all_three(isa, 4, 20, 36, size, (1, 1), stride, formats=formats, how=how, most=most)
 
 
+@pytest.mark.parametrize("how", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_gradient_that_is_added(isa, how, threads):
+    torch.set_num_threads(threads)
+    for n, c, o, size in ((2, 5, 20, 9), (3, 40, 32, 31)):
+        g, w = layout(codes((n, o, size, size), S4), how), codes((o, c, 3, 3), S4)
+        more = layout(torch.randn(n, c, size, size), how)
+        more[0, 0, 0, :4] = torch.tensor([float("nan"), float("inf"), -0.0, 3e38])
+        mask = torch.randint(0, 256, (-(-more.numel() // 8),), dtype=torch.uint8)
+        args = (*operand(g, S4), *operand(w, S4), torch.rand(1, c, 1, 1), list(more.shape), [1, 1], [1, 1], [1, 1], 1)
+        for bit in (mask, mask[:0], mask * 0):
+            same(isa, "conv2d_grad_input", CONV_OPS[1] + "_plus", *args, more, bit)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.0, -1.0, 2.0])
 def test_pixels_that_a_stride_skips(isa, value):
     g, w = layout(codes((2, 20, 5, 4), S4), "channels_last"), codes((20, 24, 1, 1), S4)

@@ -106,6 +106,7 @@ def test_resnets_bit_for_bit(name, layout):
     assert len(fused.subbyte_fusion.chains) == 1 + blocks + shortcuts
     assert list(fused.subbyte_fusion.left) == ["fc"]
     assert_same(unfused, fused, x)
+    assert "scaled_conv2d_grad_input_plus" in fused.layer1[1].conv1.record.kernels  # with the gradient of the shortcut
     record = fused.layer1[0].bn1.record.kernels
     assert set(PASSES) <= set(record)
     assert not set(PASSES) & set(unfused.layer1[0].bn1.record.kernels)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,7 +92,8 @@ class Chain(torch.autograd.Function):
 
     x        float32 (N, C, ...), the input of the first product
     codes    the same in codes (first_codes), as what is multiplied and as what is saved
-    other    float32 of z's shape, added behind the last norm; or None
+    other    float32 of z's shape, added behind the last norm; or None. Where it is x itself (the shortcut of a residual
+             block), the gradient of x is that of both
     relu     is there a ReLU at the end?
     mu, D    float64 of each norm, for running statistics; they carry no gradient, nor does the range
     """
@@ -126,7 +128,7 @@ class Chain(torch.autograd.Function):
             kept.append(tuple(saver.keep(t) for t in operands))
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(*saver.tensors)
-        ctx.kept, ctx.stages, ctx.shapes = kept, stages, shapes
+        ctx.kept, ctx.stages, ctx.shapes, ctx.residual = kept, stages, shapes, other is x
         ctx.params = [None if p is None else (p.shape, p.dtype) for p in params]
         ctx.products = [s.products.of_weight(w) for s, w in zip(stages, params[::PARAMETERS], strict=True)]
         ctx.mark_non_differentiable(r, *statistics)
@@ -138,7 +140,8 @@ class Chain(torch.autograd.Function):
         restore = Restorer(ctx.saved_tensors)
         need_x, _, need_other, _, _, *need = ctx.needs_input_grad
         grads: list[Tensor | None] = [None] * len(need)
-        grad_other = None
+        grad_other = around = None  # around: what passes by the products of a residual block, and the mask for it
+        need_other = need_other and not ctx.residual
         for i in reversed(range(len(ctx.stages))):
             stage, at = ctx.stages[i], PARAMETERS * i
             px, pw, pk, *tensors = ctx.kept[i]
@@ -149,6 +152,8 @@ class Chain(torch.autograd.Function):
                 step = _NormGradient(g, k, mask, (q_gamma, s_gamma), d, stage, last and need_other)
                 if last and need_other:
                     grad_other = step.masked
+                if last and ctx.residual:
+                    around = (step.g, mask)
                 grads[at + 2 : at + 4] = step.gamma, step.beta
                 qg = step.to_codes()
             with ops.recording(stage.layer_record.kernels):
@@ -160,7 +165,12 @@ class Chain(torch.autograd.Function):
                     grads[at + 1] = channel_sum(qg)
                 if not (need_x or any(need[:at])):
                     break
-                g = product("grad_input", p.grad_input, p.float_grad_input, qg, restore(pw), ctx.shapes[i])
+                integer, emulated = p.grad_input, p.float_grad_input
+                if i == 0 and around is not None:
+                    integer, emulated = (
+                        partial(f, more=around[0], mask=around[1]) for f in (p.grad_input_plus, p.float_grad_input_plus)
+                    )
+                g = product("grad_input", integer, emulated, qg, restore(pw), ctx.shapes[i])
         shaped = [
             None if p is None or like is None or not wanted else p.reshape(like[0]).to(like[1])
             for p, like, wanted in zip(grads, ctx.params, need, strict=True)
@@ -239,8 +249,9 @@ class _NormGradient:
         self.stage = stage
         scheme, xhat, (q_gamma, s_gamma) = stage.norm, (k.packed, k.format.bits), gamma
         form = (keep, scheme.granularity == "tensor", scheme.format("gradient").bits, stage.norm_stream)
+        self.g = _laid_out(g, k)
         q_g, self.masked, *constants, self.r, self.gamma, self.beta = chain_norm.chain_norm_grad(
-            _laid_out(g, k), mask, *form, *xhat, k.scale, q_gamma, s_gamma, d
+            self.g, mask, *form, *xhat, k.scale, q_gamma, s_gamma, d
         )
         self.operands = (q_g, *xhat, q_gamma, *constants)
 

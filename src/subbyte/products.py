@@ -66,6 +66,14 @@ class Products(Protocol):
         y = self.output(x, w, bias)
         return y, ops.amax(y, ops.CHANNEL)
 
+    def grad_input_plus(self, g: QTensor, w: QTensor, x_shape: Sequence[int], more: Tensor, mask: Tensor) -> Tensor:
+        """grad_input, plus `more` where the mask (packed as in ops.chain; empty: everywhere) passes."""
+        return self.grad_input(g, w, x_shape) + ops.chain.masked(more, mask)
+
+    def float_grad_input_plus(self, g: Tensor, w: Tensor, x_shape: Sequence[int], more: Tensor, mask: Tensor) -> Tensor:
+        """grad_input_plus on floats."""
+        return self.float_grad_input(g, w, x_shape) + ops.chain.masked(more, mask)
+
     def float_output_and_range(self, x: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         """output_and_range on floats."""
         y = self.float_output(x, w, bias)
@@ -147,6 +155,9 @@ class ConvProducts(Products):
 
     def grad_input(self, g: QTensor, w: QTensor, x_shape: Sequence[int]) -> Tensor:
         return ops.conv2d_grad_input(g, w, x_shape, self.params)
+
+    def grad_input_plus(self, g: QTensor, w: QTensor, x_shape: Sequence[int], more: Tensor, mask: Tensor) -> Tensor:
+        return ops.conv2d_grad_input_plus(g, w, x_shape, self.params, more, mask)
 
     def grad_weight(self, g: QTensor, x: QTensor, w_shape: Sequence[int]) -> Tensor:
         return ops.conv2d_grad_weight(g, x, w_shape, self.params, self.weight_last)

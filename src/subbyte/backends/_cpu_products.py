@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..numerics import IntFormat, accumulator_bits, product_bound
 from ._cpu_call import call
-from ._native import INT, POINTER, function
+from ._cpu_chain import bits_of, has_bits
+from ._native import INT, INT64, POINTER, function
 
 MAX_LEADING = 8
 """Leading dimensions of a batched product (GemmCall in csrc/gemm.cc)."""
@@ -204,6 +205,7 @@ _REDUCED = {"xw": (1, 1), "gw": (1, 0), "gx": (0, 0)}
 _output_kernel = function("sb_conv2d", POINTER, INT)
 _grad_input_kernel = function("sb_conv2d_grad_input", POINTER, INT)
 _grad_weight_kernel = function("sb_conv2d_grad_weight", POINTER, INT)
+_plus = function("sb_relu_grad_add", *(POINTER,) * 3, INT64, INT)
 
 
 def scaled_conv2d(*args) -> Tensor:
@@ -220,6 +222,17 @@ def scaled_conv2d_grad_input(*args) -> Tensor:
 
 def scaled_conv2d_grad_input_amax(*args) -> tuple[Tensor, Tensor]:
     return _with_range(_grad_input, "scaled_conv2d_grad_input_amax", args[11][1], args)
+
+
+def scaled_conv2d_grad_input_plus(*args) -> Tensor:
+    *product, g, mask = args
+    if g.dtype != torch.float32 or g.device.type != "cpu" or not has_bits(mask, g, 1, or_none=True):
+        return NotImplemented
+    dx = _grad_input("scaled_conv2d_grad_input_plus", None, *product)
+    if dx is NotImplemented or g.shape != dx.shape or g.stride() != dx.stride():
+        return NotImplemented
+    _plus(dx.data_ptr(), g.data_ptr(), bits_of(mask), dx.numel(), torch.get_num_threads())
+    return dx
 
 
 def _with_range(product, op: str, channels: int, args: tuple) -> tuple[Tensor, Tensor]:
@@ -284,5 +297,6 @@ def _grad_weight(
 OPS = (
     *(int_matmul, scaled_matmul, scaled_matmul_packed),
     *(scaled_conv2d, scaled_conv2d_amax, scaled_conv2d_grad_input, scaled_conv2d_grad_input_amax),
+    scaled_conv2d_grad_input_plus,
     *(scaled_conv2d_grad_weight, int_conv2d, int_conv2d_grad_input, int_conv2d_grad_weight),
 )

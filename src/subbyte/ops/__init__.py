@@ -9,6 +9,7 @@ from .conv import (
     conv2d_amax,
     conv2d_grad_input,
     conv2d_grad_input_amax,
+    conv2d_grad_input_plus,
     conv2d_grad_weight,
     memory_format,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "conv2d_amax",
     "conv2d_grad_input",
     "conv2d_grad_input_amax",
+    "conv2d_grad_input_plus",
     "conv2d_grad_weight",
     "int_amax",
     "int_conv2d",

@@ -61,7 +61,8 @@ def _passes(mask: Tensor, like: Tensor) -> Tensor:
     return flat.bool().as_strided(like.shape, like.stride())
 
 
-def _masked(g: Tensor, mask: Tensor) -> Tensor:
+def masked(g: Tensor, mask: Tensor) -> Tensor:
+    """g where a packed mask (empty: everywhere) passes, and 0 elsewhere."""
     return g if mask.numel() == 0 else torch.where(_passes(mask, g), g, torch.zeros_like(g))
 
 
@@ -146,7 +147,7 @@ def relu_grad(g: Tensor, mask: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
 
     g     float32, dense; the mask (empty: all pass) follows its memory order
     """
-    h = _masked(g, mask)
+    h = masked(g, mask)
     return _reference("amax", h, 1), torch.empty_like(g).copy_(h) if keep else g.new_empty(0)
 
 
@@ -156,7 +157,7 @@ def relu_grad(g: Tensor, mask: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
 )
 def relu_grad_quantize(g: Tensor, mask: Tensor, r: Tensor, stream: Tensor, bits: int) -> Tensor:
     """quantize(h, r, stochastic) of the same h, signed. r: float32, broadcastable to g."""
-    return _reference("quantize", _masked(g, mask), r, None, stream, bits, True)
+    return _reference("quantize", masked(g, mask), r, None, stream, bits, True)
 
 
 def _grad_sums_fake(q_g, saved, saved_bits):

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..numerics import IntFormat, product_bound
 from ..qtensor import QTensor
 from . import exact
+from .chain import masked
 from .dispatch import op, registered
 from .matmul import ContractError, check_bias
 
@@ -179,6 +180,17 @@ def scaled_conv2d_grad_input_amax(*args) -> tuple[Tensor, Tensor]:
     return _with_range(registered["scaled_conv2d_grad_input"](*args))
 
 
+@op(f"({_GRADIENT[:-1]}, Tensor g, Tensor mask) -> Tensor", lambda *args: _grad_input_fake(*args[:-2]))
+def scaled_conv2d_grad_input_plus(*args) -> Tensor:
+    """dx + h: dx = scaled_conv2d_grad_input(args but for two), h = g where the mask passes and 0 elsewhere.
+
+    g     float32 of dx's shape: a gradient that the input of the convolution gets besides, behind a ReLU
+    mask  a bit an element, as ops.chain packs it in g's memory order; empty: all pass
+    """
+    *product, g, mask = args
+    return registered["scaled_conv2d_grad_input"](*product) + masked(g, mask)
+
+
 def _with_range(y: Tensor) -> tuple[Tensor, Tensor]:
     return y, registered["amax"](y, CHANNEL)
 
@@ -268,7 +280,16 @@ def conv2d_grad_input_amax(g: QTensor, w: QTensor, size: Sequence[int], params: 
     return _conv2d_grad_input(scaled_conv2d_grad_input_amax, g, w, size, params)
 
 
-def _conv2d_grad_input(op: Callable, g: QTensor, w: QTensor, size: Sequence[int], params: ConvParams):
+def conv2d_grad_input_plus(
+    g: QTensor, w: QTensor, size: Sequence[int], params: ConvParams, more: Tensor, mask: Tensor
+) -> Tensor:
+    """dx of conv2d_grad_input, plus `more` where the mask (packed as in ops.chain; empty: everywhere) passes."""
+    if params.spatial == 1:
+        return conv2d_grad_input(g, w, size, params) + masked(more, mask)
+    return _conv2d_grad_input(scaled_conv2d_grad_input_plus, g, w, size, params, more, mask)
+
+
+def _conv2d_grad_input(op: Callable, g: QTensor, w: QTensor, size: Sequence[int], params: ConvParams, *more: Tensor):
     _check_gradient(g.shape, size, w.shape, params)
     if params.spatial == 1:
         size = (*size[:2], 1, size[2])
@@ -282,7 +303,7 @@ def _conv2d_grad_input(op: Callable, g: QTensor, w: QTensor, size: Sequence[int]
         ones = [1] * params.spatial
         outer = outer.expand(params.groups, w.shape[1], *ones).reshape(1, size[1], *ones)
     scale = _widen(g.scale, size[1]) * outer
-    return op(*_pair(g, w), _times(scale, g, w), list(size), *params.flat())
+    return op(*_pair(g, w), _times(scale, g, w), list(size), *params.flat(), *more)
 
 
 def conv2d_grad_weight(
