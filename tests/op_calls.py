@@ -106,6 +106,12 @@ def scaled_matmul_packed(big: int) -> list[tuple]:
     return [packed(args) for args in scaled_matmul(big)]
 
 
+def channel_sums(big: int) -> list[tuple]:
+    g, u = codes(S8, 3, 5, 4 * big, 6), IntFormat(8, False)
+    shapes = [g, g.contiguous(memory_format=LAST), g[:0], g[:, :, 1:, ::2], codes(S8, 40 * big, 7), codes(S8, 7, 40).T]
+    return [(t, 8, True) for t in shapes] + [(codes(u, 9 * big, 6, 5), 8, False), (codes(S4, 1, 1), 4, True)]
+
+
 _WINDOWS = [([1, 1], [1, 1], [1, 1], 1), ([2, 1], [0, 1], [1, 2], 2)]
 
 
@@ -274,7 +280,8 @@ def scatter_sum(big: int) -> list[tuple]:
 CALLS: dict[str, Callable[[int], list[tuple]]] = {
     f.__name__: f
     for f in (
-        *(amax, quantize, pack_codes, unpack_codes, narrow_codes, int_matmul, scaled_matmul, scaled_matmul_packed),
+        *(amax, quantize, pack_codes, unpack_codes, narrow_codes),
+        *(int_matmul, scaled_matmul, scaled_matmul_packed, channel_sums),
         *(scaled_conv2d, scaled_conv2d_grad_input, scaled_conv2d_grad_weight),
         *(int_conv2d, int_conv2d_grad_input, int_conv2d_grad_weight),
         *(int_amax, int_quantize, int_lookup, int_norm_grad),

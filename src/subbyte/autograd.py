@@ -156,8 +156,7 @@ def channel_sum(g: Operand) -> Tensor:
     if any(any(g.varies_along(axis)) for axis in rest):  # a scale for each sample: a sum of floats, in a fixed order
         return g.dequantize(torch.float64).sum(rest).float()
     g = g.fold_shift(0)
-    scale = g.scale.flatten()
-    return g.codes.sum(rest, dtype=torch.int64).float() * scale
+    return ops.channel_sums(g.codes, g.format.bits, g.format.signed).float() * g.scale.flatten()
 
 
 def _float_dtype(t: Operand) -> torch.dtype:

@@ -93,6 +93,11 @@ def scaled_matmul_packed(d: Draw) -> tuple:
     return packed(scaled_matmul(d))
 
 
+def channel_sums(d: Draw) -> tuple:
+    fmt = d.format()
+    return d.codes(fmt, d.shape(d.between(2, 5))), fmt.bits, fmt.signed
+
+
 def _window(d: Draw) -> tuple:
     """(few, x's shape, w's shape, g's shape, stride, padding, dilation, groups) of a convolution that has an output.
 
@@ -195,7 +200,8 @@ def norm_grad_apply(d: Draw) -> tuple:
 GENERATORS: dict[str, Callable[[Draw], tuple]] = {
     f.__name__: f
     for f in (
-        *(amax, quantize, pack_codes, unpack_codes, narrow_codes, int_matmul, scaled_matmul, scaled_matmul_packed),
+        *(amax, quantize, pack_codes, unpack_codes, narrow_codes),
+        *(int_matmul, scaled_matmul, scaled_matmul_packed, channel_sums),
         *(scaled_conv2d, scaled_conv2d_grad_input, scaled_conv2d_grad_weight),
         *(norm_stats, norm_apply, norm_grad_stats, norm_grad_apply),
     )

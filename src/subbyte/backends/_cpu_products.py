@@ -135,6 +135,23 @@ def scaled_matmul_packed(a, a_shift, a_bits, a_signed, a_max_shift, packed, size
     return _product("scaled_matmul_packed", *left, found, (a_scale, b_scale), bias)
 
 
+def channel_sums(codes: Tensor, bits: int, signed: bool) -> Tensor:
+    if not _codes_ok(codes) or codes.ndim < 2:
+        return NotImplemented
+    fmt, rows = (None, bits, signed, 0), codes.movedim(1, -1)
+    if rows.is_contiguous():  # channels lie together: ones times pixels of channels
+        pixels = rows.view(math.prod(rows.shape[:-1]), rows.shape[-1])
+        right = (pixels, pixels.shape, pixels.stride(), *fmt, False)
+        ones = torch.ones(1, len(pixels), dtype=torch.int8)
+        sums = _product("channel_sums", ones, None, 2, True, 0, right, None, None)
+    else:  # planes of each image times ones
+        planes = codes.reshape(*codes.shape[:2], math.prod(codes.shape[2:]))
+        ones = torch.ones(1, planes.shape[2], 1, dtype=torch.int8).expand(len(planes), -1, 1)
+        right = (ones, ones.shape, ones.stride(), None, 2, True, 0, False)
+        sums = _product("channel_sums", planes, *fmt, right, None, None)
+    return sums if sums is NotImplemented else sums.flatten(1).sum(0, dtype=torch.int64)
+
+
 def _like(a: Tensor, size: list[int], dtype: torch.dtype) -> tuple[Tensor, bool]:
     """(an output of this size in a's memory format, whether its channels lie together), as the op's fake makes it."""
     out = torch.empty(size, dtype=dtype)
@@ -295,7 +312,7 @@ def _grad_weight(
 
 
 OPS = (
-    *(int_matmul, scaled_matmul, scaled_matmul_packed),
+    *(int_matmul, scaled_matmul, scaled_matmul_packed, channel_sums),
     *(scaled_conv2d, scaled_conv2d_amax, scaled_conv2d_grad_input, scaled_conv2d_grad_input_amax),
     scaled_conv2d_grad_input_plus,
     *(scaled_conv2d_grad_weight, int_conv2d, int_conv2d_grad_input, int_conv2d_grad_weight),

@@ -16,7 +16,7 @@ from .conv import (
 from .dispatch import BackendError, last_kernel, note, recording, registered, use_backend
 from .integer_conv import int_conv2d, int_conv2d_grad_input, int_conv2d_grad_weight
 from .integers import SUM_BITS, int_amax, int_lookup, int_norm_grad, int_quantize
-from .matmul import ContractError, int_matmul, matmul, matmul_accumulators
+from .matmul import ContractError, channel_sums, int_matmul, matmul, matmul_accumulators
 from .quantize import WHOLE, amax, narrow, pack, packed_bytes, quantize, unpack
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "amax",
     "chain",
     "chain_norm",
+    "channel_sums",
     "conv2d",
     "conv2d_amax",
     "conv2d_grad_input",

@@ -70,6 +70,16 @@ def scaled_matmul(
     return exact.epilogue(acc, a_scale * b_scale, bias)
 
 
+def _channel_sums_fake(codes, bits, signed):
+    return codes.new_empty(codes.shape[1], dtype=torch.int64)
+
+
+@op("(Tensor codes, int bits, bool signed) -> Tensor", _channel_sums_fake)
+def channel_sums(codes: Tensor, bits: int, signed: bool) -> Tensor:
+    """The sum of codes (N, C, ...) over all axes but 1, int64 (C): a product with ones."""
+    return codes.sum([i for i in range(codes.ndim) if i != 1], dtype=torch.int64)
+
+
 _PACKED = (
     "Tensor a, Tensor? a_shift, int a_bits, bool a_signed, int a_max_shift, "
     "Tensor packed, int[] size, int[] stride, Tensor? b_shift, int b_bits, bool b_signed, int b_max_shift"
