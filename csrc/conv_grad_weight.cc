@@ -152,7 +152,9 @@ private:
     }
 
     // g of a block and panel: [image][row][word][output]
-    void pack_gradient(const Reduction& plan, const Block& block, i64 channel, i64 n, i32* to, i64 ld) const {
+    // Whole panels at once, `step` words apart, or a part of one.
+    void pack_gradient(
+        const Reduction& plan, const Block& block, i64 channel, i64 n, i32* to, i64 ld, i64 step) const {
         const i64 *stride = call_.a.stride, rows = block.p1 - block.p0;
         const bool together = stride[2] == call_.q * stride[3] && call_.q % k_.per_word == 0;
         const i64 runs = together ? 1 : rows, words = together ? rows * q_words_ : q_words_;
@@ -161,7 +163,7 @@ private:
                 const u8* data = call_.a.codes() + image * stride[0] + channel * stride[1] + (block.p0 + i) * stride[2];
                 Codes codes = plan.right_codes(data, stride[1], stride[3]);
                 codes.last = together ? rows * call_.q : call_.q;
-                k_.encode_columns(codes, n, words, {to, ld});
+                k_.encode_columns(codes, n, words, {to, ld, ld, step});
                 to += words * ld;
             }
     }
@@ -176,14 +178,18 @@ private:
         std::vector<i64> a_off, b_off;
         for (i64 n = 0; n < images; ++n)
             for (i64 p = 0; p < runs; ++p) a_off.push_back(4 * n * image_words(rows) + p * row_bytes);
-        i32* gradient = scratch<i32>(Slot::extra, images * rows * q_words_ * nr_);
+        const i64 words = images * rows * q_words_, whole = outputs_ / nr_ * nr_;
+        i32* gradient = scratch<i32>(Slot::extra, words * padded_);
+        if (whole) pack_gradient(plan, block, group * outputs_, whole, gradient, nr_, words * nr_);
+        if (whole < outputs_)
+            pack_gradient(
+                plan, block, group * outputs_ + whole, outputs_ - whole, gradient + words * whole, padded_ - whole, 0);
         for (i64 first = 0; first < padded_; first += nr_) {
             const i64 ld = std::min(nr_, padded_ - first);
-            pack_gradient(plan, block, group * outputs_ + first, std::min(nr_, outputs_ - first), gradient, ld);
             b_off.clear();
             for (size_t i = 0; i < a_off.size(); ++i) b_off.push_back(static_cast<i64>(i) * steps * ld);
             Tile t{};
-            t.b = gradient;
+            t.b = gradient + words * first;
             t.b_step = ld;
             t.a_row = 4 * plane(rows);
             t.a_group = 4 * t.a_row;

@@ -100,11 +100,16 @@ private:
         t.c_group = 4 * t.c_row;
         for (i64 tap = 0; tap < taps_; ++tap) {
             if (!in_place_) copy_pixels(tap / call_.s, tap % call_.s, c0, c1, copy);
+            const i64 pixel = in_place_ ? call_.b.stride[3] : count, whole = count / nr_ * nr_;
+            const auto pack = [&](i64 c, i64 n, i64 ld) {  // whole panels at once, or a part of one
+                const Panels panels{source + c * words_, ld, ld, ld * words_};
+                if (n) k_.encode_columns(plan_.right_codes(pixels + c, 1, pixel), n, words_, panels);
+            };
+            pack(0, whole, nr_);
+            pack(whole, count - whole, columns - whole);
             for (i64 c = 0; c < count; c += nr_) {
                 t.b = source + c * words_;
                 t.b_step = std::min(nr_, columns - c);
-                k_.encode_columns(plan_.right_codes(pixels + c, 1, in_place_ ? call_.b.stride[3] : count),
-                                  std::min(nr_, count - c), words_, {source + c * words_, t.b_step});
                 correct_.columns(chunk_tile(t, chunks_[0]), t.b_step, init + c);
             }
             for (i64 o = 0; o < call_.o; o += height)
