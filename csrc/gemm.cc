@@ -27,6 +27,7 @@ constexpr i64 kLine = 64;               // bytes that memory moves at a time
 constexpr i64 kTasks = 8;               // of each thread, where there are so many: it is the last that others wait for
 constexpr i64 kPackPanels = 8;          // panels that are packed side by side: whole lines of B
 constexpr i64 kUnpackedWords = 16;      // of the columns of a packed B that are unpacked at a time, in the first cache
+constexpr i64 kFarBytes = 8 << 20;      // of an output whose lines are fetched while the sums that go there are made
 constexpr i64 kFreshBytes = 32 << 20;   // of an output that malloc maps anew each time, whose pages are yet to come
 constexpr i64 kGrain = 1 << 18;         // multiply-accumulates below which a second thread costs more than it saves
 constexpr int kMaxLeading = 8;
@@ -82,6 +83,7 @@ public:
         const i64 bytes = element() * batches_ * call_.m * call_.n;
         if (bytes >= kFreshBytes) will_fill(reinterpret_cast<void*>(call_.out), bytes);
         divide();
+        far_output_ = bytes >= kFarBytes && !in_first_cache_;
         const i64 side = std::clamp<i64>(batches_ * panels_ / (kTasks * threads_), 1, kPackPanels);
         const i64 sides = ceil_div(panels_, side);
         const auto pack = [&](i64 task, int) {
@@ -213,7 +215,10 @@ private:
         }
     }
 
-    i64 first_row(i64 unit) const { return begin_of(unit, call_.m, blocks_ * units_); }
+    // Whole tiles, but for the last one of all: they are what keeps the multipliers busy.
+    i64 first_row(i64 unit) const {
+        return std::min(call_.m, mr_ * begin_of(unit, ceil_div(call_.m, mr_), blocks_ * units_));
+    }
 
     // Words lie as cheaply as A's layout allows; the tile does not care.
     void pack_a(Left& left, const Codes& codes, i64 rows) {
@@ -232,7 +237,7 @@ private:
         const i64 tiles = ceil_div(rows, mr_), chunks = static_cast<i64>(chunks_.size());
         left.sums.resize(static_cast<size_t>(tiles * chunks * kMaxRows));
         for (i64 tile = 0; tile < tiles; ++tile) {
-            const i64 i = begin_of(tile, rows, tiles), count = begin_of(tile + 1, rows, tiles) - i;
+            const i64 i = tile * mr_, count = std::min(mr_, rows - i);
             for (i64 ch = 0; ch < chunks; ++ch)
                 correct_.rows(chunk_tile(left_tile(left, i), chunks_[ch]), static_cast<int>(count),
                               &left.sums[(tile * chunks + ch) * kMaxRows]);
@@ -265,7 +270,7 @@ private:
         float row_scale[kMaxRows];
         const i64 tiles = ceil_div(m, mr_), tile_sums = static_cast<i64>(chunks_.size()) * kMaxRows;
         for (i64 tile = 0; tile < tiles; ++tile) {
-            const i64 i = begin_of(tile, m, tiles), rows = begin_of(tile + 1, m, tiles) - i;
+            const i64 i = tile * mr_, rows = std::min(mr_, m - i);
             if (in_first_cache_) fetch_ahead(batch, data, m0, i + m, std::min(i + m + rows, end));
             for (i64 r = 0; call_.is_float && r < rows; ++r) row_scale[r] = scale[(m0 + i + r) * call_.a_scale_step];
             Tile t = left_tile(left, i);
@@ -298,6 +303,9 @@ private:
         const bool in_place = call_.is_float ? at_once_ : !wide() && n == width(panel);
         t.c_row = in_place ? call_.n : nr_;
         t.c_group = 4 * t.c_row;
+        for (i64 i = 0; far_output_ && i < rows; ++i)
+            for (i64 byte = 0; byte < element() * n; byte += kLine)
+                __builtin_prefetch(out + i * element() * call_.n + byte, 1);
         if (in_place && at_once_) {
             t.epilogue = call_.is_float ? &epilogue : nullptr;
             t.init = init;
@@ -321,7 +329,7 @@ private:
     Reduction plan_;
     Correction correct_;
     std::vector<Chunk> chunks_;
-    bool at_once_, in_first_cache_ = false;
+    bool at_once_, in_first_cache_ = false, far_output_ = false;
     const PackKernels* unpack_ = unpack_op.best().table;
     i64 words_, nr_, columns_, panels_, batches_, mr_;
     i64 blocks_ = 1, units_ = 1, splits_ = 1;  // of the rows; in a block; of the panels

@@ -120,7 +120,8 @@ def _flatten(a: QTensor, b: QTensor) -> tuple:
 
 
 def _scales(a: QTensor, b: QTensor | PackedQTensor) -> tuple[Tensor, Tensor]:
-    return a.scale * 2.0 ** -(a.max_shift + b.max_shift), b.scale
+    shift = a.max_shift + b.max_shift
+    return a.scale * 2.0**-shift if shift else a.scale, b.scale
 
 
 def check_matmul(a: QTensor, b: B) -> tuple[QTensor, B]:
