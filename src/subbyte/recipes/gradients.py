@@ -61,7 +61,8 @@ FAR = (BASELINE, "absmax", "psq", "bhq", "luq", "shift-4", "shift-9", "oracle-4"
 
 EXPECTED = (
     *(
-        Expected(f"shift-9 minus {other}: {WITHIN}", advantage("shift-9", other, GROUP), at_least=0, factor=100)
+        Expected(f"{ours} minus {other}: {WITHIN}", advantage(ours, other, GROUP), at_least=0, factor=100)
+        for ours in ("shift-9", "shift-9-clip")
         for other in ("psq", "bhq", "luq")
     ),
     *(
@@ -100,6 +101,7 @@ def quantizers(bits: int) -> dict[str, Quantizer | None]:
         "shift-2": ShiftQuant(bits, groups=2, **how),
         "shift-4": ShiftQuant(bits, groups=4, **how),
         "shift-9": ShiftQuant(bits, groups=9, **how),
+        "shift-9-clip": ShiftQuant(bits, groups=9, clip=0.5, **how),
         "shift-9-samples": ShiftQuant(bits, groups=9, axis=0, **how),
         "shift-4-chosen": ShiftQuant(bits, groups=4, exponents="chosen", max_exponent=8, **how),
         "oracle-4": GroupOracle(bits, groups=4, **how),

@@ -40,9 +40,10 @@ def changed(**roles: Any) -> Scheme:
     return dataclasses.replace(INT4, name="custom", layer=dataclasses.replace(INT4.layer, **roles))
 
 
-def shift(bits: int, groups: int, axis: int = 1) -> ShiftQuant:
-    """A gradient's."""
-    return ShiftQuant(bits, groups=groups, axis=axis, **STOCHASTIC)
+def shift(bits: int, groups: int, axis: int = 1, clip: float | None = None) -> ShiftQuant:
+    """A gradient's; of 4 bits or fewer clipped as in int4."""
+    clip = (0.5 if bits <= 4 else 1.0) if clip is None else clip
+    return ShiftQuant(bits, groups=groups, axis=axis, clip=clip, **STOCHASTIC)
 
 
 def gradient_bits(pattern: str, bits: int) -> Scheme:
@@ -54,7 +55,13 @@ def gradient_bits(pattern: str, bits: int) -> Scheme:
 def schemes() -> dict[str, Scheme]:
     """Variant -> scheme: first what may help, then what shows where the loss comes from."""
     norm8 = NormScheme("l1", saved=8)
+    whole, whole_g = AbsMax(4), shift(4, 9, clip=1.0)
     return {
+        "unclipped": changed(weight=whole, activation=whole, gradient=whole_g),
+        "unclipped-w": changed(weight=whole),
+        "unclipped-a": changed(activation=whole),
+        "unclipped-g": changed(gradient=whole_g),
+        "clip-g-quarter": changed(gradient=shift(4, 9, clip=0.25)),
         "lsq-w": changed(weight=LearnedStep(4)),
         "lsq-wa": changed(weight=LearnedStep(4), activation=LearnedStep(4)),
         "lsq-wa-slow": changed(weight=LearnedStep(4, rate=1e-3), activation=LearnedStep(4, rate=1e-3)),
@@ -123,8 +130,9 @@ STUDY = Study(
     expected=EXPECTED,
     baseline="int4",
     notes=(
-        "Each variant is int4 with one change in its middle layers. lsq: learned steps (w weights, a activations; "
-        "slow: a tenth of the rate). sawb, mse: clipped ranges. samples-2: gradients quantized twice and averaged for "
+        "Each variant is int4 with one change in its middle layers. int4 clips weights at 0.75, activations at 0.5 "
+        "and gradients at 0.5 of their largest magnitude; unclipped: none of them, -w, -a, -g: that one not. "
+        "lsq: learned steps (w weights, a activations; slow: a tenth of the rate). sawb, mse: clipped ranges. samples-2: gradients quantized twice and averaged for "
         "the weights' gradient. groups-of-samples: ShiftQuant's groups are of samples, not of channels. groups-a, "
         "groups-w: groups for activations (input channels) and weights (output channels); channels-w: a free scale "
         "for each output channel; zero-point-w: an asymmetric grid. g6-stage1: 6-bit gradients in that stage. The "
