@@ -108,6 +108,17 @@ def test_eight_bits_and_gradients_are_not_clipped() -> None:
         assert fmt.qmax << (int(q.exponent) - 1) < largest <= fmt.qmax << int(q.exponent)
 
 
+def test_a_range_that_is_halved_clips_what_lies_beyond() -> None:
+    x = torch.tensor([[56 << 10, 7 << 5, 3], [-(20 << 10), 5, -7]], dtype=torch.int32)
+    whole, half = (carrier.quantize(tensor(x, 4), S4, torch.tensor(1), groups=9, halvings=n) for n in (0, 1))
+    assert half.exponent == whole.exponent - 1 == 4 + 13 - 1
+    assert whole.codes[0, 0] == half.codes[0, 0] == 7
+    assert half.codes[1, 0] in (-5, -6)
+    assert whole.codes[1, 0] in (-2, -3)
+    assert half.shift is not None
+    assert half.shift.flatten().tolist() == [0, 8, 8]
+
+
 def test_groups_take_the_finest_exponent_that_clips_nothing() -> None:
     x = torch.tensor([[7 << 10, 7 << 5, 3, 0], [-(7 << 10), 5, -7, 0]], dtype=torch.int32)
     q = carrier.quantize(tensor(x, 4), S4, torch.tensor(1), groups=9)

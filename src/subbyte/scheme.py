@@ -354,5 +354,6 @@ RECIPES: dict[str, Scheme] = {
 }
 # A table of its input's codes gives xhat once more, so that nothing narrower is kept for backward.
 RECIPES["int4-integer-only"] = dataclasses.replace(
-    _recipe("int4-integer-only", 4, ShiftQuant(4, rounding="stochastic", groups=9), saved=8), integer_only=True
+    _recipe("int4-integer-only", 4, ShiftQuant(4, rounding="stochastic", groups=9, clip=0.5), saved=8),
+    integer_only=True,
 )

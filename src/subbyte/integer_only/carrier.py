@@ -126,7 +126,12 @@ def carry(sums: Tensor, exponent: Tensor, bound: int) -> IntTensor:
 
 
 def quantize(
-    t: IntTensor, fmt: IntFormat, stream: Tensor | None = None, groups: int = 1, memory: Memory | None = None
+    t: IntTensor,
+    fmt: IntFormat,
+    stream: Tensor | None = None,
+    groups: int = 1,
+    memory: Memory | None = None,
+    halvings: int = 0,
 ) -> Operand:
     """Codes of the format with the base scale 2^ceil(log2(R / Q)); stream: round stochastically by it.
 
@@ -134,10 +139,11 @@ def quantize(
     has the smallest squared error: of the few codes of a bell-shaped tensor many would otherwise wait for its outliers.
     With a memory, that of an earlier batch stays while it serves, see `remembered`.
     groups > 1: ShiftQuant. Channel k of axis 1 has the scale 2^(base - e(k)), e(k) the largest exponent below `groups`
-    for which nothing in the channel is clipped: a comparison of integers.
+    for which nothing in the channel is clipped: a comparison of integers. halvings: R 2^-halvings is taken for R, in
+    every channel; what lies beyond is clipped.
     """
     largest = ops.int_amax(t.codes, 1 if groups > 1 else ops.WHOLE)
-    needed = integer.shift_to_fit(largest, fmt).to(torch.int32)
+    needed = (integer.shift_to_fit(largest, fmt).to(torch.int32) - halvings).clamp(min=0)
     base = needed.amax().view([1] * needed.ndim) if needed.numel() else needed.new_zeros([1] * needed.ndim)
     if stream is None and fmt.bits <= CLIPPED_BITS and needed.numel() == 1:
         errors = squared_errors(t.codes, needed, largest, fmt)

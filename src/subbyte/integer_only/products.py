@@ -9,6 +9,7 @@ The bias is added as integers, and its gradient is a sum of the gradient as it a
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -77,8 +78,8 @@ def refuses(module: Any) -> str:
             return f"{role} has a clip of its own ({getattr(scheme, role)}); integer-only finds where to clip itself"
     kind, axis = type(scheme.gradient).__name__, getattr(scheme.gradient, "axis", 1)
     consecutive = getattr(scheme.gradient, "exponents", "consecutive") == "consecutive"
-    if getattr(scheme.gradient, "clip", 1) != 1:
-        return f"the gradient is clipped ({scheme.gradient}); integer-only takes it whole"
+    if math.frexp(getattr(scheme.gradient, "clip", 1.0))[0] != 0.5:
+        return f"the gradient is clipped at no power of two ({scheme.gradient})"
     if kind not in ("AbsMax", "ShiftQuant") or axis != 1 or not consecutive:
         return f"the gradient is quantized by {scheme.gradient}; integer-only takes AbsMax or consecutive ShiftQuant"
     if getattr(module, "padding_mode", "zeros") != "zeros" or isinstance(getattr(module, "padding", 0), str):
@@ -141,13 +142,13 @@ def _layer(call: Call, x: IntTensor, products: _Matmul | _Convolution):
     trained = call.keep and m.weight.requires_grad
     packed = qx.pack() if trained else qx
     x_codes, x_scale = call.save(packed.codes) if trained else None, replace(packed, codes=_NO_CODES)
-    groups = getattr(scheme.gradient, "groups", 1)
+    groups, halvings = getattr(scheme.gradient, "groups", 1), 1 - math.frexp(scheme.gradient.clip)[1]
 
     def backward(g: IntTensor):
         if m.bias is not None and m.bias.requires_grad:
             others = [i for i in range(len(g.shape)) if i != 1]
             call.gradient("bias", g.codes.to(torch.int64).sum(others), g.exponent)
-        qg = carrier.quantize(g, scheme.gradient.format, call.stream(), groups)
+        qg = carrier.quantize(g, scheme.gradient.format, call.stream(), groups, halvings=halvings)
         _observe(m, gradient=(g, qg))
         unit = qg.exponent - qg.max_shift  # of a sum whose operands went left by E - e(o)
         if x_codes is not None:

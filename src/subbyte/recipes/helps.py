@@ -131,12 +131,12 @@ STUDY = Study(
     baseline="int4",
     notes=(
         "Each variant is int4 with one change in its middle layers. int4 clips weights at 0.75, activations at 0.5 "
-        "and gradients at 0.5 of their largest magnitude; unclipped: none of them, -w, -a, -g: that one not. "
-        "lsq: learned steps (w weights, a activations; slow: a tenth of the rate). sawb, mse: clipped ranges. samples-2: gradients quantized twice and averaged for "
-        "the weights' gradient. groups-of-samples: ShiftQuant's groups are of samples, not of channels. groups-a, "
-        "groups-w: groups for activations (input channels) and weights (output channels); channels-w: a free scale "
-        "for each output channel; zero-point-w: an asymmetric grid. g6-stage1: 6-bit gradients in that stage. The "
-        "rest (w-float, a8, ...) takes one thing out of 4 bits, to see what it costs; norms-only leaves every layer "
-        "float."
+        "and gradients at 0.5 of their largest magnitude; unclipped: none of them, -w, -a, -g: that one not. lsq: "
+        "learned steps (w weights, a activations; slow: a tenth of the rate). sawb, mse: clipped ranges. samples-2: "
+        "gradients quantized twice and averaged for the weights' gradient. groups-of-samples: ShiftQuant's groups are "
+        "of samples, not of channels. groups-a, groups-w: groups for activations (input channels) and weights (output "
+        "channels); channels-w: a free scale for each output channel; zero-point-w: an asymmetric grid. g6-stage1: "
+        "6-bit gradients in that stage. The rest (w-float, a8, ...) takes one thing out of 4 bits, to see what it "
+        "costs; norms-only leaves every layer float."
     ),
 )

@@ -16,8 +16,8 @@ from subbyte.study.plots import plot_curves_of
 class Config:
     """One schedule for all; the integer-only runs update with IntegerSGD.
 
-    In the last epoch the norms go by their running statistics. The background of these images is one value, and 4 bits
-    round all of it up or all of it down: batches with the one and batches with the other don't have one average.
+    At the end of the last epoch the norms go by their running statistics. The background of these images is one value,
+    and 4 bits round all of it up or all of it down: batches with the one and with the other don't have one average.
     """
 
     task: str = "fashion-mnist"
@@ -29,7 +29,7 @@ class Config:
     lr: float = 0.05
     weight_decay: float = 5e-4
     warmup_epochs: float = 1.0
-    freeze_norms_epochs: float = 1.0
+    freeze_norms_epochs: float = 0.25
 
 
 EXPECTED = (
