@@ -74,7 +74,7 @@ def test_runs_give_rows_and_are_not_done_again(tmp_path):
         "bits": 4,
         "signed": True,
         "rounding": "nearest",
-        "clip": 0.75,
+        "clip": 1.0,
     }
     before = (tmp_path / "results" / "tiny.jsonl").read_bytes()
     assert execute(study, None, place(tmp_path), quiet()).done == []

@@ -333,12 +333,10 @@ def _override_from_dict(o: dict[str, Any]) -> tuple[str, LayerScheme | NormSchem
     return o["pattern"], _layer_from_dict(o["layer"]) if "layer" in o else None
 
 
-def _recipe(
-    name: str, bits: int, gradient: Quantizer, saved: int, weight_clip: float = 1.0, activation_clip: float = 1.0
-) -> Scheme:
+def _recipe(name: str, bits: int, gradient: Quantizer, saved: int, activation_clip: float = 1.0) -> Scheme:
     """w and x nearest with one scale, g by `gradient`, norms in 8-bit codes, first and last layer 8 bits throughout."""
     edge = LayerScheme(AbsMax(8), AbsMax(8), ShiftQuant(8, rounding="stochastic", groups=4))
-    layer = LayerScheme(AbsMax(bits, clip=weight_clip), AbsMax(bits, clip=activation_clip), gradient)
+    layer = LayerScheme(AbsMax(bits), AbsMax(bits, clip=activation_clip), gradient)
     return Scheme(name, layer, NormScheme("l1", saved=saved), first=edge, last=edge)
 
 
@@ -349,11 +347,10 @@ RECIPES: dict[str, Scheme] = {
     "int8": _recipe("int8", 8, ShiftQuant(8, rounding="stochastic", groups=4), saved=8),
     # 5 groups of 6 bits and 9 of 4 bits fold into int8 operands and cost nothing (ops.shiftmm.fold_plan)
     "int6": _recipe("int6", 6, ShiftQuant(6, rounding="stochastic", groups=5), saved=6),
-    # of 15 levels too few lie where the values are unless the outermost values are clipped: recipes/helps.py
-    "int4": _recipe("int4", 4, ShiftQuant(4, rounding="stochastic", groups=9, clip=0.5), 6, 0.75, 0.5),
+    # of 16 levels too few lie where the values are unless the outermost values are clipped: recipes/helps.py
+    "int4": _recipe("int4", 4, ShiftQuant(4, rounding="stochastic", groups=9, clip=0.5), 6, 0.5),
 }
 # A table of its input's codes gives xhat once more, so that nothing narrower is kept for backward.
 RECIPES["int4-integer-only"] = dataclasses.replace(
-    _recipe("int4-integer-only", 4, ShiftQuant(4, rounding="stochastic", groups=9, clip=0.5), saved=8),
-    integer_only=True,
+    _recipe("int4-integer-only", 4, ShiftQuant(4, rounding="stochastic", groups=9), saved=8), integer_only=True
 )

@@ -57,10 +57,10 @@ def schemes() -> dict[str, Scheme]:
     norm8 = NormScheme("l1", saved=8)
     whole, whole_g = AbsMax(4), shift(4, 9, clip=1.0)
     return {
-        "unclipped": changed(weight=whole, activation=whole, gradient=whole_g),
-        "unclipped-w": changed(weight=whole),
+        "unclipped": changed(activation=whole, gradient=whole_g),
         "unclipped-a": changed(activation=whole),
         "unclipped-g": changed(gradient=whole_g),
+        "clip-w": changed(weight=AbsMax(4, clip=0.75)),
         "clip-g-quarter": changed(gradient=shift(4, 9, clip=0.25)),
         "lsq-w": changed(weight=LearnedStep(4)),
         "lsq-wa": changed(weight=LearnedStep(4), activation=LearnedStep(4)),
@@ -130,13 +130,13 @@ STUDY = Study(
     expected=EXPECTED,
     baseline="int4",
     notes=(
-        "Each variant is int4 with one change in its middle layers. int4 clips weights at 0.75, activations at 0.5 "
-        "and gradients at 0.5 of their largest magnitude; unclipped: none of them, -w, -a, -g: that one not. lsq: "
-        "learned steps (w weights, a activations; slow: a tenth of the rate). sawb, mse: clipped ranges. samples-2: "
-        "gradients quantized twice and averaged for the weights' gradient. groups-of-samples: ShiftQuant's groups are "
-        "of samples, not of channels. groups-a, groups-w: groups for activations (input channels) and weights (output "
-        "channels); channels-w: a free scale for each output channel; zero-point-w: an asymmetric grid. g6-stage1: "
-        "6-bit gradients in that stage. The rest (w-float, a8, ...) takes one thing out of 4 bits, to see what it "
-        "costs; norms-only leaves every layer float."
+        "Each variant is int4 with one change in its middle layers. int4 clips activations and gradients at 0.5 of "
+        "their largest magnitude; unclipped: neither, -a, -g: that one not; clip-w: weights too, at 0.75; "
+        "clip-g-quarter: gradients at 0.25. lsq: learned steps (w weights, a activations; slow: a tenth of the rate). "
+        "sawb, mse: clipped ranges. samples-2: gradients quantized twice and averaged for the weights' gradient. "
+        "groups-of-samples: ShiftQuant's groups are of samples, not of channels. groups-a, groups-w: groups for "
+        "activations (input channels) and weights (output channels); channels-w: a free scale for each output "
+        "channel; zero-point-w: an asymmetric grid. g6-stage1: 6-bit gradients in that stage. The rest (w-float, a8, "
+        "...) takes one thing out of 4 bits, to see what it costs; norms-only leaves every layer float."
     ),
 )
