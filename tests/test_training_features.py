@@ -327,7 +327,7 @@ def test_compile_is_one_graph_with_the_same_numbers(net, training, backend):
         if backend == "eager":
             assert equal(grads, again)
         else:
-            assert all(distance(a, b) < 1 for a, b in zip(again, grads, strict=True) if b.abs().sum() > 1e-3)
+            assert distance(*(torch.cat([g.flatten() for g in found]) for found in (again, grads))) < 0.5
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
