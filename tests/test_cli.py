@@ -166,7 +166,7 @@ def test_inspect_shows_every_layer_and_leaves_the_run_alone(int4_run):
         assert row["octaves"] >= 0
     conv = next(row for row in rows if row["name"] == "block2.0")
     assert conv["gradient"]["sqnr_db"] > 0
-    assert conv["gradient"]["clipped_pct"] == 0
+    assert 0 < conv["gradient"]["clipped_pct"] < 1
     assert 1 <= conv["gradient"]["groups_used"] <= 9
     output = ok("inspect", int4_run)
     assert "block2.0" in output

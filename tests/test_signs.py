@@ -317,7 +317,7 @@ def test_resnets_use_unsigned_codes_behind_every_relu(name):
 
 
 def test_unsigned_codes_in_a_converted_model():
-    model = sb.quantize_(conv_net(), "int4")
+    model = sb.quantize_(conv_net(), "int6")
     assert [m.scheme.activation.signed for m in (model[0], model[3], model[7])] == [True, False, False]
     sb.observe(model.modules())
     model(torch.randn(4, 3, 8, 8))
