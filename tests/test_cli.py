@@ -168,6 +168,10 @@ def test_inspect_shows_every_layer_and_leaves_the_run_alone(int4_run):
     assert conv["gradient"]["sqnr_db"] > 0
     assert 0 < conv["gradient"]["clipped_pct"] < 1
     assert 1 <= conv["gradient"]["groups_used"] <= 9
+    timed = json.loads(ok("inspect", int4_run, "--json", "--timed"))
+    assert all(row["gain"]["ratio"] > 0 for row in timed)
+    assert "gain" not in rows[0]
+    assert "gain: time of torch's float layer over that of this one" in ok("inspect", int4_run, "--timed")
     output = ok("inspect", int4_run)
     assert "block2.0" in output
     assert (int4_run / "inspect.png").read_bytes().startswith(b"\x89PNG")

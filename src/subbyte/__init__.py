@@ -6,13 +6,14 @@
     print(sb.report(model, x, y, loss_fn))
 
 The floors, from the bottom: numerics, qtensor, observe, backends, ops, quantizers, scheme, autograd, norm, chain, nn,
-fusion, convert, report; then data and models, train, cli.
+fusion, convert, gain, report; then data and models, train, cli.
 """
 
 from . import integer, nn, numerics, ops, optim, quantizers
 from .convert import dequantize_, float_state_dict, quantize_
 from .float_ops import FloatOpCounter
 from .fusion import Fusion, fuse_, unfuse_
+from .gain import Gain, fastest_here, gains
 from .numerics import IntFormat, accumulator_bits
 from .observe import arm as observe
 from .qtensor import Emulated, PackedQTensor, QTensor
@@ -42,6 +43,7 @@ __all__ = [
     "Emulated",
     "FloatOpCounter",
     "Fusion",
+    "Gain",
     "GroupOracle",
     "IntFormat",
     "LayerScheme",
@@ -61,8 +63,10 @@ __all__ = [
     "ZeroPoint",
     "accumulator_bits",
     "dequantize_",
+    "fastest_here",
     "float_state_dict",
     "fuse_",
+    "gains",
     "integer",
     "nn",
     "numerics",

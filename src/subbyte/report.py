@@ -6,7 +6,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from .convert import CONVERSION, Conversion, quantized_layers
+from .gain import Gain, gains
 from .observe import LayerRecord, OperandStats, arm
 
 aten = torch.ops.aten
@@ -176,13 +177,14 @@ _FORMULAS = {**flop_registry, **{op: _on_shapes(f) for op, f in {**_PRODUCTS, **
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer: what it is, what ran, and (where observed) how each operand was quantized."""
+    """One layer: what it is, what ran, (where observed) how each operand was quantized, (where timed) what it gains."""
 
     name: str
     type: str
     scheme: str
     kernels: dict[str, str]
     operands: dict[str, OperandStats]
+    gain: Gain | None = None
 
     @property
     def gradient_ranges(self) -> Tensor | None:
@@ -210,7 +212,7 @@ class LayerReport:
         row = {"name": self.name, "type": self.type, "scheme": self.scheme, **products, "kernels": ran}
         for f in ("format", "sqnr_db", "clipped_pct", "zero_pct", "groups_used"):
             row.update(each(f))
-        return row
+        return row if self.gain is None else {**row, "gain": self.gain.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,9 @@ class Report:
         from rich.table import Table
 
         table = Table(title="quantized layers")
-        headings = ("layer", "type", "x / w / g", "out, gx, gw", "kernels", "SQNR dB", "clipped %", "zero %", "groups")
+        headings = ["layer", "type", "x / w / g", "out, gx, gw", "kernels", "SQNR dB", "clipped %", "zero %", "groups"]
+        timed = any(layer.gain for layer in self.layers.values())
+        headings += ["gain"] if timed else []
         for heading in headings:
             table.add_column(heading, overflow="fold")
         for layer in self.layers.values():
@@ -263,6 +267,7 @@ class Report:
                 _each(stats, "clipped_pct", ".2f"),
                 _each(stats, "zero_pct", ".0f"),
                 _each(stats[2:], "groups_used", "d"),
+                *([f"{layer.gain.ratio:.2f}" if layer.gain else "-"] if timed else []),
             )
         return table
 
@@ -276,6 +281,13 @@ class Report:
             lines.append(
                 f"integer share of multiply-accumulates, forward and backward: {100 * self.integer_share:.2f} % "
                 f"({self.integer_macs:,} integer; float: {others or 'none'})"
+            )
+        timed = {layer.name or "(the model)": layer.gain for layer in self.layers.values() if layer.gain}
+        slower = [f"{name} {gain.ratio:.2f}" for name, gain in timed.items() if gain.slower]
+        if timed:
+            lines.append(
+                f"gain: time of torch's float layer over that of this one, {torch.get_num_threads()} CPU threads. "
+                + (f"Too small to gain here: {', '.join(slower)} (fastest_here leaves them float)." if slower else "")
             )
         if self.conversion.signs:
             lines.append(f"activations are signed throughout: {self.conversion.signs}")
@@ -296,20 +308,28 @@ def _each(stats: list[OperandStats | None], name: str, spec: str) -> str:
 
 
 def report(
-    model: nn.Module, x: Any = None, y: Any = None, loss_fn: Callable[[Any, Any], Tensor] | None = None
+    model: nn.Module,
+    x: Any = None,
+    y: Any = None,
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    timed: bool = False,
 ) -> Report:
     """What each quantized layer does: formats, the kernels that really ran, and how well each operand is quantized.
 
     Without x: the layers as they are, with the kernels of their last call. With x (a batch, or a tuple of arguments):
     one training step on a copy of the model, forward and backward, under MacCounter, with every layer observed. The
-    loss is loss_fn(model(x), y), or the mean square of the output if loss_fn is None. The model, its buffers, its
-    gradients and torch's random state are left as they were.
+    loss is loss_fn(model(x), y), or the mean square of the output if loss_fn is None. With timed, each layer is timed
+    against torch's float layer, too (gains), and those too small to gain on this machine are named. The model, its
+    buffers, its gradients and torch's random state are left as they were.
     """
     conversion = getattr(model, CONVERSION, None)
     if conversion is None:
         raise TypeError("report: the model is not quantized; call quantize_(model, scheme) first")
     if x is None:
+        if timed:
+            raise ValueError("report: layers are timed on what they get from a batch; give x, too")
         return Report(_layer_reports(model), conversion)
+    gain_of = gains(model, x) if timed else {}
     probe = copy.deepcopy(model).train()
     probe.zero_grad(set_to_none=True)
     x = tree_map_only(Tensor, Tensor.detach, x)  # or its gradient would grow
@@ -320,7 +340,8 @@ def report(
         loss = loss_fn(out, y) if loss_fn is not None else out.float().square().mean()
         if loss.requires_grad:  # not where every parameter is frozen
             loss.backward()
-    return Report(_layer_reports(probe), conversion, counter.integer_share, counter.integer, counter.floats)
+    layers = {name: replace(layer, gain=gain_of.get(name)) for name, layer in _layer_reports(probe).items()}
+    return Report(layers, conversion, counter.integer_share, counter.integer, counter.floats)
 
 
 def _layer_reports(model: nn.Module) -> dict[str, LayerReport]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,7 @@ def command(
     checkpoint: CheckpointOption = "last",
     data_dir: DataDirOption = None,
     device: DeviceOption = None,
+    timed: Annotated[bool, typer.Option(help="Time each layer against torch's float layer on this machine.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show each layer in one training step of a copy of the model: gradient ranges, groups, SQNR, clipped and zero %.
@@ -35,7 +36,7 @@ def command(
     dataset = load_dataset(trained.config, data_dir=data_dir, expected=trained.info)
     if not trained.quantized:
         raise RunError(f"{run} was trained in float: it has no quantized layer to inspect")
-    report = measure(trained.model, dataset, trained.config)
+    report = measure(trained.model, dataset, trained.config, timed)
     layers = [layer for layer in report.layers.values() if layer.gradient_ranges is not None]
     if as_json:
         typer.echo(to_json([_row(layer) for layer in layers]))
@@ -75,7 +76,7 @@ def _row(layer: LayerReport) -> dict[str, Any]:
             "zero_pct": stats.zero_pct,
             "groups_used": stats.groups_used,
         }
-    return row
+    return row if layer.gain is None else {**row, "gain": layer.gain.to_dict()}
 
 
 def _table(layers: list[LayerReport], title: str) -> Table:
@@ -88,6 +89,9 @@ def _table(layers: list[LayerReport], title: str) -> Table:
         table.add_column(heading, overflow="fold")
     for heading in ("range min", "median", "max", "octaves", "groups", "SQNR dB x / w / g", "clipped % g", "zero % g"):
         table.add_column(heading, justify="right", overflow="fold")
+    timed = any(layer.gain for layer in layers)
+    if timed:
+        table.add_column("gain", justify="right")
     for layer in layers:
         row = _row(layer)
         gradient = row["gradient"]
@@ -105,5 +109,6 @@ def _table(layers: list[LayerReport], title: str) -> Table:
             " / ".join(sqnr),
             f"{gradient['clipped_pct']:.2f}",
             f"{gradient['zero_pct']:.0f}",
+            *([f"{layer.gain.ratio:.2f}" if layer.gain else "-"] if timed else []),
         )
     return table

@@ -12,8 +12,11 @@ from subbyte.report import MacCounter, Report, report
 from subbyte.train.config import Config
 
 
-def measure(model: nn.Module, dataset: data.Dataset, config: Config) -> Report:
-    """The subbyte report on the run's first training batch. The model and torch's generators are left as they were."""
+def measure(model: nn.Module, dataset: data.Dataset, config: Config, timed: bool = False) -> Report:
+    """The subbyte report on the run's first training batch. The model and torch's generators are left as they were.
+
+    timed: each layer against torch's float layer, too.
+    """
     x, y = next(
         data.batches(
             dataset,
@@ -27,7 +30,7 @@ def measure(model: nn.Module, dataset: data.Dataset, config: Config) -> Report:
     )
     loss_fn = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     if quantized_layers(model):
-        return report(model, x, y, loss_fn)
+        return report(model, x, y, loss_fn, timed)
     return _float_report(model, x, y, loss_fn)
 
 
