@@ -304,3 +304,20 @@ def test_a_diverging_run_ends_with_code_1(tmp_path):
 def test_traceback_on_demand(tmp_path):
     result = run("train", "--task", "cifar11", "--traceback")
     assert isinstance(result.exception, ValueError)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="an allocator of glibc")
+def test_training_commands_keep_freed_memory():
+    """64 MiB, freed and taken again: its 16,384 pages are new by default, and the old ones afterwards."""
+    code = (
+        "import resource, sys, torch; from subbyte.cli.allocator import keep_freed_memory\n"
+        "if sys.argv[1] == 'keep': assert keep_freed_memory()\n"
+        "def take(): torch.empty(1 << 24).fill_(1)\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "take(); take(); take(); before = faults(); take(); print(faults() - before)"
+    )
+    kept, default = (
+        int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, check=True, text=True).stdout)
+        for how in ("keep", "default")
+    )
+    assert kept < 1000 < default

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from subbyte.cli.allocator import keep_freed_memory
 from subbyte.cli.options import make_console
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def command(
 
     The two run folders are the demo's own and are made anew each time.
     """
+    keep_freed_memory()
     from subbyte.scheme import Scheme
     from subbyte.train import Config, plot_curves, read_rows, train
 

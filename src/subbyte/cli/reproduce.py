@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from subbyte.cli.allocator import keep_freed_memory
 from subbyte.cli.options import DataDirOption, DeviceOption, make_console
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def command(
     The same command goes on where it was stopped, and does nothing where all is done. Processes may share a study:
     start it twice on two cores.
     """
+    keep_freed_memory()
     from subbyte.recipes import find, studies
     from subbyte.study import summarize
     from subbyte.study.page import write_page

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from subbyte.cli.allocator import keep_freed_memory
 from subbyte.cli.options import DataDirOption, DeviceOption, DownloadOption, make_console, read_scheme
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def command(
 
     With no flags: smallcnn on the embedded digits in 4-bit integers. Ctrl-C checkpoints and ends; --resume goes on.
     """
+    keep_freed_memory()
 
     from subbyte.train import RunFolder, train
     from subbyte.train.config import DEFAULT_SCHEME, DEFAULT_TASK, Config, default_run_dir
