@@ -33,5 +33,6 @@ static const Register registered_chain_norm{"chain_norm", Isa::avx2, "chain_norm
 static const Register registered_chain_norm_grad{
     "chain_norm_grad", Isa::avx2, "chain_norm_grad_avx2", &kernels};
 static const Register registered_norm_grad_codes{"norm_grad_codes", Isa::avx2, "norm_grad_codes_avx2", &kernels};
+static const Register registered_norm_grad_amax{"norm_grad_amax", Isa::avx2, "norm_grad_amax_avx2", &kernels};
 }  // namespace sb::avx2
 #endif

@@ -36,5 +36,7 @@ static const Register registered_chain_norm_grad{
     "chain_norm_grad", Isa::avx512vnni, "chain_norm_grad_avx512vnni", &kernels};
 static const Register registered_norm_grad_codes{
     "norm_grad_codes", Isa::avx512vnni, "norm_grad_codes_avx512vnni", &kernels};
+static const Register registered_norm_grad_amax{
+    "norm_grad_amax", Isa::avx512vnni, "norm_grad_amax_avx512vnni", &kernels};
 }  // namespace sb::avx512vnni
 #endif

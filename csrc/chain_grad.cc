@@ -1,6 +1,7 @@
 // The backward passes of a fused chain. The masks and codes that the forward pass packed are unpacked a tile at a time.
 #include <vector>
 
+#include "amax.h"
 #include "chain.h"
 #include "chain_values.h"
 #include "cpu_features.h"
@@ -14,7 +15,8 @@ namespace sb {
 namespace {
 
 Op<ChainKernels> grad_op{"relu_grad"}, quantize_op{"relu_grad_quantize"}, sums_op{"norm_grad_sums"},
-    codes_op{"norm_grad_codes"};
+    codes_op{"norm_grad_codes"}, range_op{"norm_grad_amax"};
+Op<AmaxKernels> amax_op{"amax"};
 Op<PackKernels> unpack_op{"unpack_codes"};
 Op<QuantizeKernels> draw_op{"quantize_sr"};
 
@@ -35,6 +37,16 @@ void unpacked_tiles(const Strips& strips, i64 n, const u8* packed, int bits, int
             tile(begin, end, packed ? codes[worker].span(begin, end) : nullptr, worker);
         }
     });
+}
+
+// part(begin, end, sample) for the samples, runs of `length` elements each, that elements begin .. end belong to
+template <class Part>
+void by_sample(i64 begin, i64 end, i64 length, const Part& part) {
+    while (begin < end) {
+        const i64 sample = begin / length, stop = std::min(end, (sample + 1) * length);
+        part(begin, stop, sample);
+        begin = stop;
+    }
 }
 
 }  // namespace
@@ -154,13 +166,46 @@ SB_EXPORT const char* sb_norm_grad_sums(
     return kernel.name;
 }
 
+// r[sample] = max |dx| of the norm, for each of `samples` runs of the tensor. Operands as in sb_norm_grad_codes.
+SB_EXPORT const char* sb_norm_grad_amax(
+    const sb::i8* g, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* saved, int saved_bits,
+    const sb::i8* gamma, sb::i64 gammas, const float* a, sb::i64 as, const float* u, sb::i64 us, const float* v,
+    sb::i64 vs, const float* t, sb::i64 ts, sb::i64 samples, float* r, int threads) {
+    using namespace sb;
+    const auto kernel = range_op.best();
+    const AmaxKernels& amax = *amax_op.best().table;
+    const Shape shape{outer, channels, inner};
+    const Strips strips(shape);
+    const i64 n = shape.size();
+    const NormGrad norm(strips, {gamma, gammas}, {a, as}, {u, us}, {v, vs}, {t, ts});
+    const int workers = useful_threads(threads, n, kGrain);
+    PerWorker<i32> maxima(samples, workers, 0);
+    unpacked_tiles(strips, n, saved, saved_bits, workers, [&](i64 begin, i64 end, const i8* k, int w) {
+        alignas(64) float dx[kTile];
+        strips.visit(begin, end, [&](i64 at, i64 rows, i64 columns, i64 slot) {
+            kernel.table->norm_grad_floats(
+                g + at, k + (at - begin), norm.operands, slot, rows, columns, dx + (at - begin));
+        });
+        by_sample(begin, end, n / samples, [&](i64 from, i64 to, i64 sample) {
+            amax.run(dx + (from - begin), to - from, maxima.of(w) + sample);
+        });
+    });
+    for (i64 i = 0; i < samples; ++i) {
+        i32 most = 0;
+        for (int w = 0; w < workers; ++w) most = std::max(most, maxima.of(w)[i]);
+        r[i] = range_from_bits(most);
+    }
+    return kernel.name;
+}
+
 // dx of the norm as codes. Operands: values and how many, one or one for each channel; stream nullptr: half to even.
+// sample_shift: one more shift for each of `samples` runs of the tensor, or nullptr.
 SB_EXPORT const char* sb_norm_grad_codes(
     const sb::i8* g, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* saved, int saved_bits,
     const sb::i8* gamma, sb::i64 gammas, const float* a, sb::i64 as, const float* u, sb::i64 us, const float* v,
     sb::i64 vs, const float* t, sb::i64 ts, const float* r, sb::i64 ranges, const sb::u8* shift, sb::i64 shifts,
-    const sb::i64* stream, sb::i64 order_batch, sb::i64 order_channels, sb::i64 order_pixels, int top, sb::i8* codes,
-    int threads) {
+    const sb::u8* sample_shift, sb::i64 samples, const sb::i64* stream, sb::i64 order_batch, sb::i64 order_channels,
+    sb::i64 order_pixels, int top, sb::i8* codes, int threads) {
     using namespace sb;
     const auto kernel = codes_op.best();
     const Shape shape{outer, channels, inner};
@@ -170,7 +215,15 @@ SB_EXPORT const char* sb_norm_grad_codes(
     if (stream && !Draws::covers(n, order)) return nullptr;
     const PackKernels& unpack = *unpack_op.best().table;
     const float high = static_cast<float>(top) * kOne;
-    const std::vector<float> inv = inverse_steps(strips, {r, ranges}, {shift, shifts}, high);
+    const std::vector<float> whole = inverse_steps(strips, {r, ranges}, {shift, shifts}, high);
+    std::vector<std::vector<float>> inv(sample_shift ? 256 : 1);  // by the exponent of a sample
+    if (!sample_shift) inv[0] = whole;
+    for (i64 i = 0; sample_shift && i < samples; ++i) {
+        std::vector<float>& scaled = inv[sample_shift[i]];
+        if (!scaled.empty()) continue;
+        scaled = whole;
+        for (float& x : scaled) x *= power_of_two(sample_shift[i]);
+    }
     const NormGrad norm(strips, {gamma, gammas}, {a, as}, {u, us}, {v, vs}, {t, ts});
     const Draws draws(*draw_op.best().table, stream, n, order, strips.tile(Draws::kTile));
     will_fill(codes, n);
@@ -178,10 +231,13 @@ SB_EXPORT const char* sb_norm_grad_codes(
     std::vector<Unpacked> ks = Unpacked::for_workers(workers, unpack, saved, saved_bits, draws.largest());
     draws.each(workers, [&](i64 begin, i64 end, const u16* bits, int w) {
         const i8* k = ks[w].span(begin, end);
-        strips.visit(begin, end, [&](i64 at, i64 rows, i64 columns, i64 slot) {
-            kernel.table->norm_grad_codes(
-                g + at, k + (at - begin), norm.operands, slot, inv.data(), high, bits ? bits + (at - begin) : nullptr, rows,
-                columns, codes + at);
+        by_sample(begin, end, sample_shift ? n / samples : n, [&](i64 from, i64 to, i64 sample) {
+            const float* by = inv[sample_shift ? sample_shift[sample] : 0].data();
+            strips.visit(from, to, [&](i64 at, i64 rows, i64 columns, i64 slot) {
+                kernel.table->norm_grad_codes(
+                    g + at, k + (at - begin), norm.operands, slot, by, high, bits ? bits + (at - begin) : nullptr, rows,
+                    columns, codes + at);
+            });
         });
     });
     return kernel.name;

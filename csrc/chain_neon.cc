@@ -30,5 +30,6 @@ static const Register registered_chain_norm{"chain_norm", Isa::neon, "chain_norm
 static const Register registered_chain_norm_grad{
     "chain_norm_grad", Isa::neon, "chain_norm_grad_neon", &kernels};
 static const Register registered_norm_grad_codes{"norm_grad_codes", Isa::neon, "norm_grad_codes_neon", &kernels};
+static const Register registered_norm_grad_amax{"norm_grad_amax", Isa::neon, "norm_grad_amax_neon", &kernels};
 }  // namespace sb::neon
 #endif

@@ -26,5 +26,7 @@ const Register registered_chain_norm_grad{
     "chain_norm_grad", Isa::portable, "chain_norm_grad_portable", &kernels};
 const Register registered_norm_grad_codes{
     "norm_grad_codes", Isa::portable, "norm_grad_codes_portable", &kernels};
+const Register registered_norm_grad_amax{
+    "norm_grad_amax", Isa::portable, "norm_grad_amax_portable", &kernels};
 }  // namespace
 }  // namespace sb::portable

@@ -90,6 +90,10 @@ def norm_grad_sums(big: int) -> list[tuple]:
     return [(q, chain._saved_form(-q // 2, 8, b), b) for q in _inputs(big) for b in (8, 6, 4)]
 
 
+def norm_grad_amax(big: int) -> list[tuple]:
+    return [call[:8] for call in norm_grad_codes(big)[:: len(norm_grad_codes(1)) // len(list(_inputs(1)))]]
+
+
 def norm_grad_codes(big: int) -> list[tuple]:
     calls = []
     for q in _inputs(big):
@@ -98,10 +102,12 @@ def norm_grad_codes(big: int) -> list[tuple]:
         operands = (gamma, c / 500, c * 3, c * 20, c / 9)
         saved = chain._saved_form(-q // 2, 8, 6)
         whole, each = torch.full([1] * q.ndim, 9.0), c.abs() * 9 + 1
+        sample_shift = (torch.arange(len(q)) % 4).to(torch.uint8).view(-1, *[1] * (q.ndim - 1))
         calls += [
             (q, saved, 6, *operands, whole, shift.view(c.shape), torch.tensor(3), 4),
             (q, saved, 6, *operands, each, None, torch.tensor(4), 8),
             (q, saved, 6, *operands, whole, None, None, 6),
+            (q, saved, 6, *operands, whole, sample_shift, torch.tensor(5), 4),
         ]
     return calls
 
@@ -146,7 +152,7 @@ def chain_norm_grad(big: int) -> list[tuple]:
 CALLS = {
     f.__name__: f
     for f in (
-        *(norm_relu, norm_relu_codes, relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_codes),
+        *(norm_relu, norm_relu_codes, relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_amax, norm_grad_codes),
         *(chain_norm, chain_norm_grad),
     )
 }

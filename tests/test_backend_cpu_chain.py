@@ -9,7 +9,7 @@ import torch
 
 import chain_calls
 from kernel_table import kernel_for
-from subbyte import ops
+from subbyte import ShiftQuant, ops
 from subbyte.backends import _native
 from subbyte.ops import chain
 from test_backend_cpu_elementwise import assert_equal, isa, laid_out, threads  # noqa: F401  (fixtures)
@@ -84,6 +84,10 @@ def check_backward(isa, g, q_g, k, mask):  # noqa: F811
             ((gamma, c, c, c, c), c * 0, None, None, 4),
         ):
             run("norm_grad_codes", isa, q_g, saved, saved_bits, *operands, r, shifts, stream, bits)
+            if q_g.stride(0) * len(q_g) == q_g.numel():  # each sample is one run of memory
+                r_n = run("norm_grad_amax", isa, q_g, saved, saved_bits, *operands)
+                _, by_sample, _ = ShiftQuant(bits, groups=9, axis=0).ranges_of(r_n)
+                run("norm_grad_codes", isa, q_g, saved, saved_bits, *operands, r, by_sample, stream, bits)
 
 
 def mask_of(q: torch.Tensor, passes: torch.Tensor) -> torch.Tensor:

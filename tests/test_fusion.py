@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -21,6 +22,9 @@ CLIPPED = sb.Scheme(
         sb.AbsMax(4, clip=0.7), sb.AbsMax(4, clip=0.4), sb.ShiftQuant(4, groups=9, rounding="stochastic", clip=0.5)
     ),
     sb.NormScheme(saved=6),
+)
+BY_SAMPLE = dataclasses.replace(
+    CLIPPED, layer=dataclasses.replace(CLIPPED.layer, gradient=dataclasses.replace(CLIPPED.layer.gradient, axis=0))
 )
 PASSES = ("chain_norm", "norm_relu_codes", "chain_norm_grad", "norm_grad_codes")
 
@@ -112,7 +116,9 @@ def test_resnets_bit_for_bit(name, layout):
     assert not set(PASSES) & set(unfused.layer1[0].bn1.record.kernels)
 
 
-@pytest.mark.parametrize("scheme", ["int4", "int6", "int8", CLIPPED], ids=lambda s: s if s is not CLIPPED else "clip")
+@pytest.mark.parametrize(
+    "scheme", ["int4", "int6", "int8", CLIPPED, BY_SAMPLE], ids=["int4", "int6", "int8", "clip", "by sample"]
+)
 def test_recipes(scheme):
     x = images(3, 3, 7, 5)
     assert_same(*pair(Net(Block(8), Block(8, swapped=True)), scheme, x), x)

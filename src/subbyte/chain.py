@@ -33,6 +33,9 @@ from .qtensor import PackedQTensor, QTensor
 from .quantizers import Quantizer
 from .scheme import LayerScheme, NormScheme
 
+SAMPLES, CHANNELS = 0, 1
+"""Axes of a layer's input and output."""
+
 PARAMETERS = 4
 """Of a stage: weight and bias of the product, gamma and beta of the norm."""
 
@@ -63,28 +66,24 @@ def covers(layer: LayerScheme, norm: NormScheme, first: bool) -> str:
         return "every role needs a quantizer, and none that learns"
     if layer.gradient_samples > 1:
         return "the gradient is quantized more than once"
-    if not _by_channel(g) or not g.signed:
-        return f"{g} must see more of a gradient than its channels' ranges"
-    if not first and (not _by_channel(x) or _shifts(x) or x.stochastic):
+    axes = (ops.WHOLE, CHANNELS, SAMPLES) if g.shifts else (ops.WHOLE, CHANNELS)  # a free scale for each sample: no
+    if g.range_axis not in axes or not g.signed:
+        return f"{g} must see more of a gradient than the ranges of its channels"
+    if not first and (x.range_axis not in (ops.WHOLE, CHANNELS) or x.shifts or x.stochastic):
         return f"{x} must see more of an activation than its channels' ranges"
     if norm.is_float or norm.kind != "l1":
         return f"only quantized L1 norms are fused, not {norm}"
     return ""
 
 
-def _by_channel(q: Quantizer) -> bool:
-    return q.ranges_from_channels(torch.ones(1, 2)) is not None
-
-
-def _shifts(q: Quantizer) -> bool:
-    found = q.ranges_from_channels(torch.ones(1, 2))
-    return found is not None and found[1] is not None
-
-
 def takes_whole_range(q: Quantizer) -> bool:
     """Do its codes depend on nothing but max |x|?"""
-    found = q.ranges_from_channels(torch.ones(1, 2))
-    return found is not None and found[0].numel() == 1 and found[1] is None and not q.stochastic
+    return q.range_axis == ops.WHOLE and not q.shifts and not q.stochastic
+
+
+def ranges_by_channel(q: Quantizer, r_k: Tensor) -> tuple[Tensor, Tensor | None, int]:
+    """What q.ranges(x) gives, from r_k = amax(x, 1). q sees channels or the whole tensor."""
+    return q.ranges_of(r_k.amax(list(range(r_k.ndim)), keepdim=True) if q.range_axis == ops.WHOLE else r_k)
 
 
 class Chain(torch.autograd.Function):
@@ -196,9 +195,8 @@ def first_codes(x: Tensor, x_range: Tensor | None, stage: Stage) -> tuple[Operan
 
 def _codes(x: Tensor, quantizer: Quantizer, r_k: Tensor) -> QTensor:
     """x by a quantizer without shifts, to nearest; r_k = amax(x, 1)."""
-    found, fmt = quantizer.ranges_from_channels(r_k), quantizer.format
-    assert found is not None
-    return QTensor(ops.quantize(x, found[0], None, None, fmt.bits, fmt.signed), numerics.step(found[0], fmt), fmt)
+    (r, _, _), fmt = ranges_by_channel(quantizer, r_k), quantizer.format
+    return QTensor(ops.quantize(x, r, None, None, fmt.bits, fmt.signed), numerics.step(r, fmt), fmt)
 
 
 class _Norm:
@@ -229,9 +227,7 @@ class _Norm:
         """(codes of ReLU(y) as the next layer takes them, the same packed, saved xhat, mask)."""
         quantizer = layer.activation
         assert quantizer is not None
-        found = quantizer.ranges_from_channels(self.r)
-        assert found is not None
-        r, fmt = found[0], quantizer.format
+        (r, _, _), fmt = ranges_by_channel(quantizer, self.r), quantizer.format
         codes, packed, saved, mask = passes.norm_relu_codes(*self.operands, r, fmt.bits, fmt.signed)
         scale = numerics.step(r, fmt)
         return (
@@ -258,8 +254,10 @@ class _NormGradient:
     def to_codes(self) -> QTensor:
         """dx by the product's quantizer of gradients."""
         quantizer, streams = self.stage.layer.gradient, self.stage.streams
-        found = quantizer.ranges_from_channels(self.r)
-        assert found is not None
+        if quantizer.range_axis == SAMPLES:
+            found = quantizer.ranges_of(passes.norm_grad_amax(*self.operands))
+        else:
+            found = ranges_by_channel(quantizer, self.r)
         (r, shift, max_shift), fmt = found, quantizer.format
         stream = streams[0] if quantizer.stochastic and streams is not None else None
         codes = passes.norm_grad_codes(*self.operands, r, shift, stream, fmt.bits)

@@ -26,8 +26,9 @@ _relu_grad_quantize = function(
     "sb_relu_grad_quantize", POINTER, *_SHAPE, POINTER, *_VALUES, POINTER, *_SHAPE, INT, POINTER, INT
 )
 _grad_sums = function("sb_norm_grad_sums", POINTER, *_SHAPE, POINTER, INT, *(POINTER,) * 3, INT)
+_grad_amax = function("sb_norm_grad_amax", POINTER, *_SHAPE, POINTER, INT, *_VALUES * 5, INT64, POINTER, INT)
 _grad_codes = function(
-    "sb_norm_grad_codes", POINTER, *_SHAPE, POINTER, INT, *_VALUES * 7, POINTER, *_SHAPE, INT, POINTER, INT
+    "sb_norm_grad_codes", POINTER, *_SHAPE, POINTER, INT, *_VALUES * 8, POINTER, *_SHAPE, INT, POINTER, INT
 )
 
 
@@ -95,20 +96,43 @@ def norm_grad_sums(q_g: Tensor, saved: Tensor, saved_bits: int):
     return (sums, low, high) if done else NotImplemented
 
 
+def norm_grad_amax(q_g, saved, saved_bits, q_gamma, a, u, v, t):
+    shape, operands = shape_of(q_g, torch.int8), _gradient_operands(q_g, q_gamma, a, u, v, t)
+    if shape is None or operands is None or not has_bits(saved, q_g, saved_bits) or not _outermost(q_g):
+        return NotImplemented
+    samples = len(q_g)
+    r = torch.empty([samples, *[1] * (q_g.ndim - 1)])
+    arguments = (q_g.data_ptr(), *shape, saved.data_ptr(), saved_bits, *pointers(operands))
+    done = call("norm_grad_amax", _grad_amax, *arguments, samples, r.data_ptr())
+    return r if done else NotImplemented
+
+
 def norm_grad_codes(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, shift, stream, bits):
     shape = shape_of(q_g, torch.int8)
     if shape is None or not has_bits(saved, q_g, saved_bits):
         return NotImplemented
     order = (1, q_g.numel(), 1) if stream is None else transposition(q_g)
-    operands = values_of(q_g, (q_gamma, torch.int8), *((x, torch.float32) for x in (a, u, v, t, r)))
-    shifts = [] if shift is None else values_of(q_g, (shift, torch.uint8))
-    if order is None or operands is None or shifts is None:
+    operands = _gradient_operands(q_g, q_gamma, a, u, v, t, r)
+    by_sample = shift is not None and 1 < shift.numel() == len(q_g) == len(shift) and shift.ndim == q_g.ndim
+    shifts = [] if shift is None else [shift.contiguous()] if by_sample else values_of(q_g, (shift, torch.uint8))
+    if order is None or operands is None or shifts is None or (by_sample and not _outermost(q_g)):
         return NotImplemented
     codes = torch.empty_like(q_g)
-    arguments = (saved.data_ptr(), saved_bits, *pointers(operands), *(pointers(shifts) or (None, 0)))
+    arguments = (q_g.data_ptr(), *shape, saved.data_ptr(), saved_bits, *pointers(operands))
+    given, none = pointers(shifts) if shifts else (None, 0), (None, 0)
+    shifting = (*none, *given) if by_sample else (*given, *none)
     rounding = (_pointer(stream), *order, IntFormat(bits).qmax)
-    done = call("norm_grad_codes", _grad_codes, q_g.data_ptr(), *shape, *arguments, *rounding, codes.data_ptr())
+    done = call("norm_grad_codes", _grad_codes, *arguments, *shifting, *rounding, codes.data_ptr())
     return codes if done else NotImplemented
+
+
+def _gradient_operands(q_g: Tensor, q_gamma: Tensor, *floats: Tensor) -> list[Tensor] | None:
+    return values_of(q_g, (q_gamma, torch.int8), *((x, torch.float32) for x in floats))
+
+
+def _outermost(x: Tensor) -> bool:
+    """Is each index of axis 0 one run of memory?"""
+    return x.shape[0] == 1 or x.stride(0) * x.shape[0] == x.numel()
 
 
 def shape_of(x: Tensor, dtype: torch.dtype) -> tuple[int, int, int] | None:
@@ -159,4 +183,4 @@ def _pointer(t: Tensor | None) -> int | None:
     return None if t is None else t.data_ptr()
 
 
-OPS = (norm_relu, norm_relu_codes, relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_codes)
+OPS = (norm_relu, norm_relu_codes, relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_amax, norm_grad_codes)

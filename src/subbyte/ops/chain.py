@@ -181,13 +181,27 @@ def norm_grad_sums(q_g: Tensor, saved: Tensor, saved_bits: int) -> tuple[Tensor,
     return sums, low, high
 
 
+_NORM_GRAD = "Tensor q_g, Tensor saved, int saved_bits, Tensor q_gamma, Tensor a, Tensor u, Tensor v, Tensor t"
+
+
+def _norm_gradient(q_g, saved, saved_bits, *operands) -> Tensor:
+    return _reference("norm_grad_apply", q_g, _unpacked(saved, saved_bits, q_g), *operands, False)
+
+
 @op(
-    "(Tensor q_g, Tensor saved, int saved_bits, Tensor q_gamma, Tensor a, Tensor u, Tensor v, Tensor t,"
-    " Tensor r, Tensor? shift, Tensor? stream, int bits) -> Tensor",
+    f"({_NORM_GRAD}) -> Tensor",
+    lambda q_g, *_: q_g.new_empty([len(q_g), *[1] * (q_g.ndim - 1)], dtype=torch.float32),
+)
+def norm_grad_amax(q_g, saved, saved_bits: int, q_gamma, a, u, v, t) -> Tensor:
+    """amax(dx, 0), the range of each sample, of dx = norm_grad_apply(q_g, k, q_gamma, a, u, v, t), L1."""
+    return _reference("amax", _norm_gradient(q_g, saved, saved_bits, q_gamma, a, u, v, t), 0)
+
+
+@op(
+    f"({_NORM_GRAD}, Tensor r, Tensor? shift, Tensor? stream, int bits) -> Tensor",
     lambda q_g, *_: torch.empty_like(q_g),
 )
 def norm_grad_codes(q_g, saved, saved_bits: int, q_gamma, a, u, v, t, r, shift, stream, bits: int) -> Tensor:
-    """quantize(dx, r, shift, stream, bits, signed) of dx = norm_grad_apply(q_g, k, q_gamma, a, u, v, t), L1."""
-    k = _unpacked(saved, saved_bits, q_g)
-    dx = _reference("norm_grad_apply", q_g, k, q_gamma, a, u, v, t, False)
+    """quantize(dx, r, shift, stream, bits, signed) of the same dx; shift: along axis 0, or along axis 1."""
+    dx = _norm_gradient(q_g, saved, saved_bits, q_gamma, a, u, v, t)
     return _reference("quantize", dx, r, shift, stream, bits, True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import ops
 from ..qtensor import Emulated, QTensor
-from .base import Quantizer, channel_ranges, check_clip, clipped
+from .base import Quantizer, check_clip, clipped
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,12 @@ class AbsMax(Quantizer):
         codes, scale = ops.absmax_codes(x, self.bits, self.signed)  # the same in one call
         return QTensor(codes, scale, self.format)
 
-    def ranges(self, x: Tensor) -> tuple[Tensor, None, int]:
-        return clipped(ops.amax(x, ops.WHOLE), self.clip), None, 0
+    @property
+    def range_axis(self) -> int:
+        return ops.WHOLE
 
-    def ranges_from_channels(self, r_k: Tensor) -> tuple[Tensor, None, int]:
-        return clipped(r_k.amax(list(range(r_k.ndim)), keepdim=True), self.clip), None, 0
+    def ranges_of(self, r_k: Tensor) -> tuple[Tensor, None, int]:
+        return clipped(r_k, self.clip), None, 0
 
     def details(self) -> str:
         return "" if self.clip == 1 else f"clip {self.clip:g}"
@@ -58,11 +59,12 @@ class PerChannel(Quantizer):
 
     axis: int = 0
 
-    def ranges(self, x: Tensor) -> tuple[Tensor, None, int]:
-        return channel_ranges(x, self.axis), None, 0
+    @property
+    def range_axis(self) -> int:
+        return self.axis
 
-    def ranges_from_channels(self, r_k: Tensor) -> tuple[Tensor, None, int] | None:
-        return (r_k, None, 0) if self.axis == 1 else None
+    def ranges_of(self, r_k: Tensor) -> tuple[Tensor, None, int]:
+        return r_k, None, 0
 
     def details(self) -> str:
         return f"axis {self.axis}"

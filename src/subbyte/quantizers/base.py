@@ -74,14 +74,27 @@ class Quantizer:
 
     def ranges(self, x: Tensor) -> tuple[Tensor, Tensor | None, int]:
         """(r float32 broadcastable to x, shift uint8 or None, max_shift): everything that the codes depend on."""
-        raise NotImplementedError
+        axis = self.range_axis
+        if axis is None:
+            raise NotImplementedError(f"{type(self).__name__} defines neither ranges nor range_axis")
+        return self.ranges_of(ops.amax(x, axis) if axis == ops.WHOLE else channel_ranges(x, axis))
 
-    def ranges_from_channels(self, r_k: Tensor) -> tuple[Tensor, Tensor | None, int] | None:
-        """ranges(x) of an x of which only r_k = amax(x, 1) is known; None from a quantizer that must see more of x.
+    @property
+    def range_axis(self) -> int | None:
+        """The axis (or ops.WHOLE) for which ranges(x) = ranges_of(amax(x, axis)); None if it must see more of x.
 
-        r_k: float32, of x's rank, with a number for each index of axis 1 (or one for all, where one is enough).
+        A fused chain knows these maxima before there is an x.
         """
         return None
+
+    def ranges_of(self, r_k: Tensor) -> tuple[Tensor, Tensor | None, int]:
+        """ranges(x) from r_k = amax(x, range_axis), float32 and of x's rank."""
+        raise NotImplementedError(f"{type(self).__name__} must see more of a tensor than maxima along an axis")
+
+    @property
+    def shifts(self) -> bool:
+        """Do its codes come with a shift?"""
+        return False
 
     def initial_state(self) -> Tensor | None:
         """The buffer that a layer keeps for this quantizer, before any data; None for one without memory."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ops
 from ..numerics import MAX_EXPONENT
 from ..wording import closest
-from .base import Quantizer, channel_ranges, check_clip, clipped
+from .base import Quantizer, check_clip, clipped
 from .groups import split
 
 
@@ -66,13 +66,15 @@ class ShiftQuant(Quantizer):
             return self.groups - 1
         return self.max_exponent if self.max_exponent is not None else 2 * (8 - self.bits)
 
-    def ranges(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
-        return self._ranges(channel_ranges(x, self.axis))
+    @property
+    def range_axis(self) -> int:
+        return self.axis
 
-    def ranges_from_channels(self, r_k: Tensor) -> tuple[Tensor, Tensor, int] | None:
-        return self._ranges(r_k) if self.axis == 1 else None
+    @property
+    def shifts(self) -> bool:
+        return True
 
-    def _ranges(self, r_k: Tensor) -> tuple[Tensor, Tensor, int]:
+    def ranges_of(self, r_k: Tensor) -> tuple[Tensor, Tensor, int]:
         if not r_k.numel():
             return r_k.new_zeros([1] * r_k.ndim), r_k.to(torch.uint8), self.max_shift
         r, shift = ops.shift_exponents(r_k, self.max_shift)
