@@ -23,11 +23,11 @@ constexpr i64 kRightBytes = 256 << 10;  // and one for a set of B's panels
 constexpr i64 kFirstCache = 16 << 10;   // half of the first cache: a B that is smaller stays there
 constexpr i64 kUnitBytes = 4 << 10;     // of A beside it: what is packed, where it comes from, and what is fetched next
 constexpr i64 kUnits = 64;              // of a task then
-constexpr i64 kLine = 64;               // bytes that memory moves at a time
 constexpr i64 kTasks = 8;               // of each thread, where there are so many: it is the last that others wait for
 constexpr i64 kPackPanels = 8;          // panels that are packed side by side: whole lines of B
 constexpr i64 kUnpackedWords = 16;      // of the columns of a packed B that are unpacked at a time, in the first cache
-constexpr i64 kFarBytes = 8 << 20;      // of an output whose lines are fetched while the sums that go there are made
+constexpr i64 kFarBytes = 4 << 20;      // of an output that the caches do not keep: it goes past them, or its lines are
+                                        // fetched while the sums that go there are made
 constexpr i64 kFreshBytes = 32 << 20;   // of an output that malloc maps anew each time, whose pages are yet to come
 constexpr i64 kGrain = 1 << 18;         // multiply-accumulates below which a second thread costs more than it saves
 constexpr int kMaxLeading = 8;
@@ -83,8 +83,10 @@ public:
         const i64 bytes = element() * batches_ * call_.m * call_.n;
         if (bytes >= kFreshBytes) will_fill(reinterpret_cast<void*>(call_.out), bytes);
         divide();
-        far_output_ = bytes >= kFarBytes && !in_first_cache_;
-        const i64 side = std::clamp<i64>(batches_ * panels_ / (kTasks * threads_), 1, kPackPanels);
+        const bool far = bytes >= kFarBytes && !in_first_cache_;
+        stream_ = far && k_.streams() && at_once_ && call_.n % k_.lanes == 0 && call_.out % kLine == 0;
+        fetch_output_ = far && !stream_;
+        const i64 side = std::clamp<i64>(batches_ * panels_ / threads_, 1, kPackPanels);
         const i64 sides = ceil_div(panels_, side);
         const auto pack = [&](i64 task, int) {
             const i64 first = task % sides * side;
@@ -94,7 +96,8 @@ public:
             const i64 split = task % splits_, block = task / splits_ % blocks_, batch = task / splits_ / blocks_;
             const i64 p0 = begin_of(split, panels_, splits_), p1 = begin_of(split + 1, panels_, splits_);
             for (i64 unit = block * units_; unit < (block + 1) * units_; ++unit)
-                multiply(left_[worker], batch, unit, p0, p1, std::min(unit + 2, (block + 1) * units_));
+                multiply(left_[worker], batch, unit, p0, p1, soon(unit, block, p1));
+            if (stream_) finish_streams();
         };
         const Stage stages[] = {stage(batches_ * sides, pack), stage(batches_ * blocks_ * splits_, product)};
         parallel_stages(threads_, stages, 2);
@@ -257,6 +260,12 @@ private:
         return t;
     }
 
+    // Where the units end that this worker is likely to pack next: in the last cache, while the last of B's sets is used.
+    i64 soon(i64 unit, i64 block, i64 p1) const {
+        const i64 end = in_first_cache_ ? (block + 1) * units_ : p1 == panels_ ? blocks_ * units_ : unit + 1;
+        return std::min(unit + 2, end);
+    }
+
     // A unit of rows times panels [p0, p1). Units before `soon` are next, and wanted in the cache by then.
     void multiply(Left& left, i64 batch, i64 unit, i64 p0, i64 p1, i64 soon) {
         const Offsets at = offsets(call_, batch);
@@ -271,20 +280,28 @@ private:
         const i64 tiles = ceil_div(m, mr_), tile_sums = static_cast<i64>(chunks_.size()) * kMaxRows;
         for (i64 tile = 0; tile < tiles; ++tile) {
             const i64 i = tile * mr_, rows = std::min(mr_, m - i);
-            if (in_first_cache_) fetch_ahead(batch, data, m0, i + m, std::min(i + m + rows, end));
+            const i64 next = std::min(i + m, end), more = std::min(rows, end - next);
+            if (in_first_cache_) fetch_output(batch, m0 + next, more), fetch_left(data, next, next + more);
             for (i64 r = 0; call_.is_float && r < rows; ++r) row_scale[r] = scale[(m0 + i + r) * call_.a_scale_step];
             Tile t = left_tile(left, i);
             const i32* sums = correct_.has_rows() ? &left.sums[tile * tile_sums] : nullptr;
-            for (i64 panel = p0; panel < p1; ++panel)
+            for (i64 panel = p0; panel < p1; ++panel) {
+                const i64 j = panel - p0, n = p1 - p0;
+                if (!in_first_cache_) fetch_left(data, next + begin_of(j, more, n), next + begin_of(j + 1, more, n));
                 one_tile(batch, t, m0 + i, static_cast<int>(rows), panel, row_scale, sums);
+            }
         }
     }
 
-    // Rows [i0, i1) after m0 of A, which begins at `data`, and of C.
-    void fetch_ahead(i64 batch, const u8* data, i64 m0, i64 i0, i64 i1) const {
+    // Rows of C.
+    void fetch_output(i64 batch, i64 m, i64 rows) const {
         const i64 row = element() * call_.n;
-        const u8* out = reinterpret_cast<const u8*>(call_.out) + (batch * call_.m + m0) * row;
-        for (i64 byte = i0 * row; byte < i1 * row; byte += kLine) __builtin_prefetch(out + byte, 1);
+        const u8* out = reinterpret_cast<const u8*>(call_.out) + (batch * call_.m + m) * row;
+        for (i64 byte = 0; byte < rows * row; byte += kLine) __builtin_prefetch(out + byte, 1);
+    }
+
+    // Rows [i0, i1) of A after the one at `data`.
+    void fetch_left(const u8* data, i64 i0, i64 i1) const {
         for (i64 i = i0; call_.a.inner == 1 && i < i1; ++i)
             for (i64 byte = 0; byte < call_.k; byte += kLine) __builtin_prefetch(data + i * call_.a.outer + byte);
     }
@@ -303,11 +320,12 @@ private:
         const bool in_place = call_.is_float ? at_once_ : !wide() && n == width(panel);
         t.c_row = in_place ? call_.n : nr_;
         t.c_group = 4 * t.c_row;
-        for (i64 i = 0; far_output_ && i < rows; ++i)
+        for (i64 i = 0; fetch_output_ && i < rows; ++i)
             for (i64 byte = 0; byte < element() * n; byte += kLine)
                 __builtin_prefetch(out + i * element() * call_.n + byte, 1);
         if (in_place && at_once_) {
             t.epilogue = call_.is_float ? &epilogue : nullptr;
+            t.stream = stream_;
             t.init = init;
             t.c = reinterpret_cast<i32*>(out);
             k_.tile[vectors - 1][rows - 1](t);
@@ -329,7 +347,7 @@ private:
     Reduction plan_;
     Correction correct_;
     std::vector<Chunk> chunks_;
-    bool at_once_, in_first_cache_ = false, far_output_ = false;
+    bool at_once_, in_first_cache_ = false, stream_ = false, fetch_output_ = false;
     const PackKernels* unpack_ = unpack_op.best().table;
     i64 words_, nr_, columns_, panels_, batches_, mr_;
     i64 blocks_ = 1, units_ = 1, splits_ = 1;  // of the rows; in a block; of the panels

@@ -16,6 +16,8 @@ namespace sb {
 constexpr i32 kOffset = 128;
 constexpr i64 kInt16Limit = (1 << 15) - 1;
 
+constexpr i64 kLine = 64;  // bytes that memory moves at a time
+
 constexpr int kMaxRows = 16;    // MR of the tallest tile
 constexpr int kMaxVectors = 2;  // NR of the widest tile, in vectors
 constexpr int kMaxLanes = 16;   // W of the widest vector
@@ -43,6 +45,7 @@ struct Tile {
     i64 segments, steps;
     i64 exact;  // steps whose sums of pairs stay in 16 bits, where few_bits; 0: one
     const Epilogue* epilogue;  // c takes floats, of as many columns as this says; null: c takes the sums
+    bool stream;               // c goes past the caches, where a vector is a line: whole, aligned vectors alone
 };
 using TileFn = void (*)(const Tile&);
 
@@ -112,6 +115,7 @@ struct ProductKernels {
     void (*winograd_input)(const u8* const* pixels, i64 channels, const u8* factor, u8 offset, u8* to, i64 step);
     void (*winograd_output)(const i32* sums, i64 step, int vectors, int shift, const Epilogue&, float* const* out);
     bool bytes() const { return per_word == 4; }
+    bool streams() const { return SB_X86 && 4 * lanes == kLine; }  // does a tile that is told to?
 };
 
 }  // namespace sb

@@ -9,6 +9,13 @@ namespace sb {
 // A fresh 8 MiB buffer costs 2,048 faults of 4 KiB, more than the pass that fills it.
 void will_fill(void* p, i64 bytes);
 
+// What this thread has stored past the caches is seen by others before what it stores from now on.
+inline void finish_streams() {
+#if SB_X86
+    __builtin_ia32_sfence();
+#endif
+}
+
 // Uninitialized memory for the time of a call. A thread keeps what it had last, up to a bound, for its next calls.
 class Scratch {
 public:

@@ -188,6 +188,18 @@ def test_matmul_on_threads(isa, threads):
         same(isa, "gemm", "scaled_matmul_packed", *packed(args))
 
 
+@pytest.mark.parametrize("columns", [1008, 1009], ids=["whole lines", "a ragged line"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_output_that_goes_past_the_caches(isa, threads, columns):
+    """More than the 4 MiB of kFarBytes in csrc/gemm.cc; the last tile and the last block of rows are not whole."""
+    torch.set_num_threads(threads)
+    a, b = codes((1051, 40), S8), codes((40, columns), S4)
+    args = (*operand(a, S8), *operand(b, S4))
+    assert 4 * a.shape[0] * columns > 4 << 20
+    same(isa, "gemm", "int_matmul", *args)
+    same(isa, "gemm", "scaled_matmul", *args, torch.rand(len(a), 1), torch.rand(1, columns), torch.randn(columns))
+
+
 def test_products_that_the_reference_refuses_are_not_covered():
     a, b, e = codes((2, 3), S8), codes((3, 2), S8), torch.zeros(1, 3, dtype=torch.uint8)
     with ops.use_backend("cpu"), pytest.raises(ops.BackendError):
