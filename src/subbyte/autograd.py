@@ -153,8 +153,11 @@ def channel_sum(g: Operand) -> Tensor:
     rest = [i for i in range(len(g.shape)) if i != 1]
     if not isinstance(g, QTensor):
         return (g.values if isinstance(g, Emulated) else g).sum(rest)
-    if any(any(g.varies_along(axis)) for axis in rest):  # a scale for each sample: a sum of floats, in a fixed order
+    if any(g.varies_along(axis)[0] for axis in rest):  # a scale for each sample: a sum of floats, in a fixed order
         return g.dequantize(torch.float64).sum(rest).float()
+    if g.shift is not None and any(g.varies_along(axis)[1] for axis in rest):
+        power = torch.bitwise_left_shift(1, g.max_shift - g.shift.to(torch.int64))
+        return (g.codes * power).sum(rest).float() * (g.scale.flatten() * 2.0**-g.max_shift)
     g = g.fold_shift(0)
     return ops.channel_sums(g.codes, g.format.bits, g.format.signed).float() * g.scale.flatten()
 
