@@ -29,6 +29,14 @@ struct GradSums {
     i16 *low[3], *high[3];  // extremes of g where k < 0, k = 0, k > 0
 };
 
+// The steps that a token's codes may have: e is the largest exponent whose limit is not below its largest magnitude.
+struct TokenSteps {
+    int top;            // the last exponent
+    float high;         // the largest code, in fixed point
+    i32 limit[8];       // bits of the range 2^-e, -1: no token may take it
+    float inv[8];
+};
+
 // mask: a byte each, its lowest bit 1 (when read: all bits) where ReLU passes; nullptr: it passes everywhere.
 // inv and top: a code is x inv, rounded to 2^16 and clamped to +-top (or to 0 .. top); r: its random bits, or nullptr.
 struct ChainKernels {
@@ -49,6 +57,8 @@ struct ChainKernels {
         i64 columns, i8* codes);
     void (*norm_grad_floats)(
         const i8* g, const i8* k, const GradOperands& v, i64 slot, i64 rows, i64 columns, float* dx);
+    // codes of the rows of a matrix, each by the step of its own e, times 2^(top - e)
+    void (*token_codes)(const float* x, i64 rows, i64 columns, const TokenSteps& steps, const u16* r, i8* codes);
     // x += h, the h of relu_grad
     void (*relu_grad_add)(const float* g, const u8* mask, i64 n, float* x);
 };

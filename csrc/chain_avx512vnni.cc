@@ -22,7 +22,7 @@ SB_TARGET_END
 namespace sb::avx512vnni {
 static const ChainKernels kernels{
     norm_relu, norm_relu_codes, relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_codes, norm_grad_floats,
-    relu_grad_add};
+    token_codes, relu_grad_add};
 static const Register registered_norm_relu{"norm_relu", Isa::avx512vnni, "norm_relu_avx512vnni", &kernels};
 static const Register registered_norm_relu_codes{
     "norm_relu_codes", Isa::avx512vnni, "norm_relu_codes_avx512vnni", &kernels};
@@ -38,5 +38,9 @@ static const Register registered_norm_grad_codes{
     "norm_grad_codes", Isa::avx512vnni, "norm_grad_codes_avx512vnni", &kernels};
 static const Register registered_norm_grad_amax{
     "norm_grad_amax", Isa::avx512vnni, "norm_grad_amax_avx512vnni", &kernels};
+static const Register registered_norm_grad_tokens{
+    "norm_grad_tokens", Isa::avx512vnni, "norm_grad_tokens_avx512vnni", &kernels};
+static const Register registered_quantize_tokens{
+    "quantize_tokens", Isa::avx512vnni, "quantize_tokens_avx512vnni", &kernels};
 }  // namespace sb::avx512vnni
 #endif

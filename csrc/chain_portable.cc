@@ -13,7 +13,7 @@ namespace {
 #include "chain.inc"
 const ChainKernels kernels{
     norm_relu, norm_relu_codes, relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_codes, norm_grad_floats,
-    relu_grad_add};
+    token_codes, relu_grad_add};
 const Register registered_norm_relu{"norm_relu", Isa::portable, "norm_relu_portable", &kernels};
 const Register registered_norm_relu_codes{
     "norm_relu_codes", Isa::portable, "norm_relu_codes_portable", &kernels};
@@ -28,5 +28,9 @@ const Register registered_norm_grad_codes{
     "norm_grad_codes", Isa::portable, "norm_grad_codes_portable", &kernels};
 const Register registered_norm_grad_amax{
     "norm_grad_amax", Isa::portable, "norm_grad_amax_portable", &kernels};
+const Register registered_norm_grad_tokens{
+    "norm_grad_tokens", Isa::portable, "norm_grad_tokens_portable", &kernels};
+const Register registered_quantize_tokens{
+    "quantize_tokens", Isa::portable, "quantize_tokens_portable", &kernels};
 }  // namespace
 }  // namespace sb::portable

@@ -11,7 +11,6 @@
 namespace sb {
 namespace {
 
-constexpr float kFloor = 0x1p-80f;  // numerics.RANGE_FLOOR
 
 // An operand with one number for all channels, or one for each.
 template <class T>
@@ -63,7 +62,7 @@ SB_EXPORT const char* sb_norm_constants(
     std::vector<double> inverses(static_cast<size_t>(scales));
     for (i64 i = 0; i < scales; ++i) {
         float reach = static_cast<float>(reaches[static_cast<size_t>(i)]);
-        if (reach < kFloor) reach = 0.0f;
+        if (reach < kRangeFloor) reach = 0.0f;
         inverses[static_cast<size_t>(i)] = static_cast<double>(inverse_step(reach, top_code));
         scale[i] = reach / qmax;
     }
@@ -142,7 +141,7 @@ SB_EXPORT const char* sb_shift_exponents(const float* r_k, sb::i64 channels, int
         u8 e = 0;
         for (int i = 1; i <= top; ++i) {
             const float limit = std::ldexp(largest, -i);
-            e += r_k[c] <= limit && limit >= kFloor;
+            e += r_k[c] <= limit && limit >= kRangeFloor;
         }
         shift[c] = e;
     }

@@ -12,12 +12,13 @@ namespace sb {
 constexpr int kFractionBits = 16;
 constexpr float kOne = 1 << kFractionBits;  // a code's step in fixed point
 
+constexpr float kRangeFloor = 0x1p-80f;  // numerics.RANGE_FLOOR
+
 inline float range_from_bits(i32 bits) {
-    constexpr float floor = 0x1p-80f;  // numerics.RANGE_FLOOR
     float r;
     std::memcpy(&r, &bits, sizeof r);
     if (!std::isfinite(r)) return std::numeric_limits<float>::quiet_NaN();
-    return r < floor ? 0.0f : r;
+    return r < kRangeFloor ? 0.0f : r;
 }
 
 // top: Q 2^16

@@ -112,6 +112,23 @@ def norm_grad_codes(big: int) -> list[tuple]:
     return calls
 
 
+def norm_grad_tokens(big: int) -> list[tuple]:
+    return [
+        (*call, torch.full([1] * call[0].ndim, r), stream, bits, top)
+        for call in norm_grad_amax(big)
+        if call[0].stride(1) == 1  # elsewhere it is dx in floats, and quantize_tokens
+        for r, stream, bits, top in ((9.0, torch.tensor(3), 4, 4), (90.0, None, 6, 2), (4.0, torch.tensor(4), 8, 0))
+    ]
+
+
+def quantize_tokens(big: int) -> list[tuple]:
+    return [
+        (g, torch.full([1] * g.ndim, 5.0), stream, bits, top)
+        for g, _ in _gradients(big)
+        for stream, bits, top in ((torch.tensor(3), 4, 4), (None, 6, 2), (torch.tensor(4), 2, 6))
+    ]
+
+
 def _of_a_norm(big: int) -> Iterator[Tensor]:
     """Floats with a channel of zeros."""
     for q in _inputs(big):
@@ -153,6 +170,7 @@ CALLS = {
     f.__name__: f
     for f in (
         *(norm_relu, norm_relu_codes, relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_amax, norm_grad_codes),
+        *(norm_grad_tokens, quantize_tokens),
         *(chain_norm, chain_norm_grad),
     )
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -71,6 +72,8 @@ def check_backward(isa, g, q_g, k, mask):  # noqa: F811
         r.view(-1)[0] = 0.0
         for bits, ranges in ((4, r), (8, torch.full([1] * g.ndim, 0.7))):
             run("relu_grad_quantize", isa, g, these, ranges, torch.tensor(-71234567890123), bits)
+        for bits, stream in ((4, torch.tensor(9)), (6, None), (8, torch.tensor(1)), (2, torch.tensor(2))):
+            run("quantize_tokens", isa, g, r.amax().view([1] * g.ndim), stream, bits, 8 - bits)
     c = per_channel(q_g, 5)
     gamma, shift = (c * 60).clamp(-127, 127).to(torch.int8), (torch.arange(c.numel()) % 5).to(torch.uint8).view(c.shape)
     one = torch.full([1] * q_g.ndim, 0.25)
@@ -84,6 +87,10 @@ def check_backward(isa, g, q_g, k, mask):  # noqa: F811
             ((gamma, c, c, c, c), c * 0, None, None, 4),
         ):
             run("norm_grad_codes", isa, q_g, saved, saved_bits, *operands, r, shifts, stream, bits)
+            which = "norm_grad_tokens" if q_g.stride(1) == 1 or q_g.shape[1] == 1 else "quantize_tokens"
+            for top in (8 - bits, 0):
+                call = partial(ops.chain.norm_grad_tokens, q_g, saved, saved_bits, *operands, one * 40, stream, bits)
+                assert_equal("norm_grad_tokens", kernel_for(which, isa), partial(call, top))
             if q_g.stride(0) * len(q_g) == q_g.numel():  # each sample is one run of memory
                 r_n = run("norm_grad_amax", isa, q_g, saved, saved_bits, *operands)
                 _, by_sample, _ = ShiftQuant(bits, groups=9, axis=0).ranges_of(r_n)

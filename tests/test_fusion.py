@@ -26,6 +26,10 @@ CLIPPED = sb.Scheme(
 BY_SAMPLE = dataclasses.replace(
     CLIPPED, layer=dataclasses.replace(CLIPPED.layer, gradient=dataclasses.replace(CLIPPED.layer.gradient, axis=0))
 )
+BY_TOKEN = dataclasses.replace(
+    CLIPPED,
+    layer=dataclasses.replace(CLIPPED.layer, gradient=sb.TokenShiftQuant(4, rounding="stochastic")),
+)
 PASSES = ("chain_norm", "norm_relu_codes", "chain_norm_grad", "norm_grad_codes")
 
 
@@ -117,7 +121,9 @@ def test_resnets_bit_for_bit(name, layout):
 
 
 @pytest.mark.parametrize(
-    "scheme", ["int4", "int6", "int8", CLIPPED, BY_SAMPLE], ids=["int4", "int6", "int8", "clip", "by sample"]
+    "scheme",
+    ["int4", "int6", "int8", CLIPPED, BY_SAMPLE, BY_TOKEN],
+    ids=["int4", "int6", "int8", "clip", "by sample", "by token"],
 )
 def test_recipes(scheme):
     x = images(3, 3, 7, 5)

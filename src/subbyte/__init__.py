@@ -29,6 +29,7 @@ from .quantizers import (
     PerChannel,
     Quantizer,
     ShiftQuant,
+    TokenShiftQuant,
     ZeroPoint,
 )
 from .report import MacCounter, Report, report
@@ -60,6 +61,7 @@ __all__ = [
     "Report",
     "Scheme",
     "ShiftQuant",
+    "TokenShiftQuant",
     "ZeroPoint",
     "accumulator_bits",
     "dequantize_",

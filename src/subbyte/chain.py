@@ -30,7 +30,7 @@ from .ops import chain_norm
 from .ops import norm as norm_ops
 from .products import Products
 from .qtensor import PackedQTensor, QTensor
-from .quantizers import Quantizer
+from .quantizers import Quantizer, TokenShiftQuant
 from .scheme import LayerScheme, NormScheme
 
 SAMPLES, CHANNELS = 0, 1
@@ -67,7 +67,7 @@ def covers(layer: LayerScheme, norm: NormScheme, first: bool) -> str:
     if layer.gradient_samples > 1:
         return "the gradient is quantized more than once"
     axes = (ops.WHOLE, CHANNELS, SAMPLES) if g.shifts else (ops.WHOLE, CHANNELS)  # a free scale for each sample: no
-    if g.range_axis not in axes or not g.signed:
+    if not (isinstance(g, TokenShiftQuant) or g.range_axis in axes) or not g.signed:
         return f"{g} must see more of a gradient than the ranges of its channels"
     if not first and (x.range_axis not in (ops.WHOLE, CHANNELS) or x.shifts or x.stochastic):
         return f"{x} must see more of an activation than its channels' ranges"
@@ -83,7 +83,11 @@ def takes_whole_range(q: Quantizer) -> bool:
 
 def ranges_by_channel(q: Quantizer, r_k: Tensor) -> tuple[Tensor, Tensor | None, int]:
     """What q.ranges(x) gives, from r_k = amax(x, 1). q sees channels or the whole tensor."""
-    return q.ranges_of(r_k.amax(list(range(r_k.ndim)), keepdim=True) if q.range_axis == ops.WHOLE else r_k)
+    return q.ranges_of(_whole(r_k) if q.range_axis == ops.WHOLE else r_k)
+
+
+def _whole(r_k: Tensor) -> Tensor:
+    return r_k.amax(list(range(r_k.ndim)), keepdim=True)
 
 
 class Chain(torch.autograd.Function):
@@ -254,12 +258,16 @@ class _NormGradient:
     def to_codes(self) -> QTensor:
         """dx by the product's quantizer of gradients."""
         quantizer, streams = self.stage.layer.gradient, self.stage.streams
+        stream = streams[0] if quantizer.stochastic and streams is not None else None
+        if isinstance(quantizer, TokenShiftQuant):
+            r = _whole(self.r)
+            codes = passes.norm_grad_tokens(*self.operands, r, stream, quantizer.bits, quantizer.top)
+            return quantizer.of_codes(codes, r)
         if quantizer.range_axis == SAMPLES:
             found = quantizer.ranges_of(passes.norm_grad_amax(*self.operands))
         else:
             found = ranges_by_channel(quantizer, self.r)
         (r, shift, max_shift), fmt = found, quantizer.format
-        stream = streams[0] if quantizer.stochastic and streams is not None else None
         codes = passes.norm_grad_codes(*self.operands, r, shift, stream, fmt.bits)
         return QTensor(codes, numerics.step(r, fmt), fmt, shift, max_shift)
 

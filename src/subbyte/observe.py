@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ class OperandStats:
     sqnr_db      20 log10(|x| / |x - dequantized x|), inf for a tensor that is exact
     clipped_pct  share of elements beyond the largest code, more than half a step
     zero_pct     share of codes (of an emulated tensor: values) that are 0
+    format       of the codes, before a shift that they hold
     groups_used  how many different exponents occur (1 without a shift)
     ranges       max |x| of each channel (axis 1), exponents the group of each; both None for one-axis tensors
     """
@@ -33,7 +35,7 @@ class OperandStats:
     exponents: list[int] | None = None
 
     @classmethod
-    def measure(cls, x: Tensor, q: QTensor | Emulated, quantizer: str) -> OperandStats:
+    def measure(cls, x: Tensor, q: QTensor | Emulated, quantizer: Any) -> OperandStats:
         """Compare x with what became of it. Costs a few passes over x: only done when a layer is observed."""
         x, back = x.detach().float(), q.dequantize()
         error = (x - back).double().square().sum().sqrt().item()
@@ -44,18 +46,21 @@ class OperandStats:
         sqnr, zeros = _decibels(signal, error), q.codes == 0 if isinstance(q, QTensor) else back == 0
         zero_pct = 100 * zeros.sum().item() / size
         if isinstance(q, Emulated):  # none of these clips, and none has groups
-            return cls(str(q.format), quantizer, sqnr, 0.0, zero_pct, 1, ranges)
+            return cls(str(q.format), str(quantizer), sqnr, 0.0, zero_pct, 1, ranges)
         beyond = x.abs() > (q.format.qmax + 0.5) * q.effective_scale()
         if not q.format.signed:
             beyond = beyond | (x < -0.5 * q.effective_scale())
         shift = None if q.shift is None else q.shift.flatten().tolist()
+        folded = getattr(
+            quantizer, "groups_used", None
+        )  # the codes hold their shifts: what they are says the quantizer
         return cls(
-            format=str(q.format),
-            quantizer=quantizer,
+            format=str(quantizer.format if folded else q.format),
+            quantizer=str(quantizer),
             sqnr_db=sqnr,
             clipped_pct=100 * beyond.sum().item() / size,
             zero_pct=zero_pct,
-            groups_used=1 if shift is None else len(set(shift)),
+            groups_used=folded(x) if folded else 1 if shift is None else len(set(shift)),
             ranges=ranges,
             exponents=shift,
         )
@@ -83,10 +88,10 @@ class LayerRecord:
     operands: dict[str, OperandStats] = field(default_factory=dict)
     armed: bool = False
 
-    def measure(self, role: str, x: Tensor, q: QTensor | Emulated | Tensor, quantizer: object) -> None:
+    def measure(self, role: str, x: Tensor, q: QTensor | Emulated | Tensor, quantizer: Any) -> None:
         """Keep the statistics of one operand if armed; a role that stays float has none."""
         if self.armed and not isinstance(q, Tensor) and not torch.compiler.is_compiling():
-            self.operands[role] = OperandStats.measure(x, q, str(quantizer))
+            self.operands[role] = OperandStats.measure(x, q, quantizer)
 
 
 def arm(modules: Iterable[torch.nn.Module], on: bool = True) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import quantizers, scheme_table
 from .numerics import IntFormat
-from .quantizers import AbsMax, Quantizer, ShiftQuant, reject_unknown
+from .quantizers import AbsMax, Quantizer, ShiftQuant, TokenShiftQuant, reject_unknown
 from .wording import closest, unknown
 
 VERSION = 1
@@ -345,10 +345,10 @@ _FLOAT_NORM = NormScheme("l2", input=None, normalized=None, saved=None, weight=N
 RECIPES: dict[str, Scheme] = {
     "float": Scheme("float", LayerScheme(), _FLOAT_NORM),
     "int8": _recipe("int8", 8, ShiftQuant(8, rounding="stochastic", groups=4), saved=8),
-    # 5 groups of 6 bits and 9 of 4 bits fold into int8 operands and cost nothing (ops.shiftmm.fold_plan)
-    "int6": _recipe("int6", 6, ShiftQuant(6, rounding="stochastic", groups=5), saved=6),
-    # of 16 levels too few lie where the values are unless the outermost values are clipped: recipes/helps.py
-    "int4": _recipe("int4", 4, ShiftQuant(4, rounding="stochastic", groups=9, clip=0.5), 6, 0.5),
+    # gradients by groups of tokens, as many as fold into int8 operands: recipes/helps.py and docs/method.md say why
+    "int6": _recipe("int6", 6, TokenShiftQuant(6, rounding="stochastic", groups=3), saved=6),
+    # of 16 levels too few lie where activations are unless the outermost are clipped
+    "int4": _recipe("int4", 4, TokenShiftQuant(4, rounding="stochastic", groups=5), 6, 0.5),
 }
 # A table of its input's codes gives xhat once more, so that nothing narrower is kept for backward.
 RECIPES["int4-integer-only"] = dataclasses.replace(

@@ -97,7 +97,7 @@ def norm_grad_sums(q_g: Tensor, saved: Tensor, saved_bits: int):
 
 
 def norm_grad_amax(q_g, saved, saved_bits, q_gamma, a, u, v, t):
-    shape, operands = shape_of(q_g, torch.int8), _gradient_operands(q_g, q_gamma, a, u, v, t)
+    shape, operands = shape_of(q_g, torch.int8), gradient_operands(q_g, q_gamma, a, u, v, t)
     if shape is None or operands is None or not has_bits(saved, q_g, saved_bits) or not _outermost(q_g):
         return NotImplemented
     samples = len(q_g)
@@ -112,7 +112,7 @@ def norm_grad_codes(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, shift, strea
     if shape is None or not has_bits(saved, q_g, saved_bits):
         return NotImplemented
     order = (1, q_g.numel(), 1) if stream is None else transposition(q_g)
-    operands = _gradient_operands(q_g, q_gamma, a, u, v, t, r)
+    operands = gradient_operands(q_g, q_gamma, a, u, v, t, r)
     by_sample = shift is not None and 1 < shift.numel() == len(q_g) == len(shift) and shift.ndim == q_g.ndim
     shifts = [] if shift is None else [shift.contiguous()] if by_sample else values_of(q_g, (shift, torch.uint8))
     if order is None or operands is None or shifts is None or (by_sample and not _outermost(q_g)):
@@ -126,7 +126,7 @@ def norm_grad_codes(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, shift, strea
     return codes if done else NotImplemented
 
 
-def _gradient_operands(q_g: Tensor, q_gamma: Tensor, *floats: Tensor) -> list[Tensor] | None:
+def gradient_operands(q_g: Tensor, q_gamma: Tensor, *floats: Tensor) -> list[Tensor] | None:
     return values_of(q_g, (q_gamma, torch.int8), *((x, torch.float32) for x in floats))
 
 

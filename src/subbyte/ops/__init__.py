@@ -18,6 +18,7 @@ from .integer_conv import int_conv2d, int_conv2d_grad_input, int_conv2d_grad_wei
 from .integers import SUM_BITS, int_amax, int_lookup, int_norm_grad, int_quantize
 from .matmul import ContractError, channel_sums, int_matmul, matmul, matmul_accumulators
 from .quantize import WHOLE, amax, narrow, pack, packed_bytes, quantize, unpack
+from .tokens import quantize_tokens, token_exponents
 
 __all__ = [
     "CHANNEL",
@@ -54,9 +55,11 @@ __all__ = [
     "pack",
     "packed_bytes",
     "quantize",
+    "quantize_tokens",
     "recording",
     "registered",
     "shift_exponents",
+    "token_exponents",
     "unpack",
     "use_backend",
 ]

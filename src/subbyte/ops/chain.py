@@ -205,3 +205,13 @@ def norm_grad_codes(q_g, saved, saved_bits: int, q_gamma, a, u, v, t, r, shift, 
     """quantize(dx, r, shift, stream, bits, signed) of the same dx; shift: along axis 0, or along axis 1."""
     dx = _norm_gradient(q_g, saved, saved_bits, q_gamma, a, u, v, t)
     return _reference("quantize", dx, r, shift, stream, bits, True)
+
+
+@op(
+    f"({_NORM_GRAD}, Tensor r, Tensor? stream, int bits, int top) -> Tensor",
+    lambda q_g, *_: torch.empty_like(q_g),
+)
+def norm_grad_tokens(q_g, saved, saved_bits: int, q_gamma, a, u, v, t, r, stream, bits: int, top: int) -> Tensor:
+    """quantize_tokens(dx, r, stream, bits, top) of the same dx."""
+    dx = _norm_gradient(q_g, saved, saved_bits, q_gamma, a, u, v, t)
+    return _reference("quantize_tokens", dx, r, stream, bits, top)

@@ -27,6 +27,7 @@ from .logarithmic import LogUnbiased
 from .mx import MXInt
 from .oracle import GroupOracle, oracle_ranges
 from .shift import ShiftQuant, chosen_exponents
+from .token_shift import TokenShiftQuant
 from .zero_point import ZeroPoint
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "PerChannel",
     "Quantizer",
     "ShiftQuant",
+    "TokenShiftQuant",
     "ZeroPoint",
     "by_axis",
     "channel_ranges",

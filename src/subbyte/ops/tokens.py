@@ -1,0 +1,37 @@
+"""quantize_tokens: codes with a step of their own for each token, brought to one scale by a shift.
+
+A token is an index of all axes but 1: a row of a matrix, a pixel of a sample. The shift is inside the codes (it folds
+into int8), so what comes out has one scale, and every product takes it as it is, whatever axis it reduces.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import numerics
+from ..numerics import RANGE_FLOOR
+from .dispatch import op, registered
+
+
+def token_exponents(x: Tensor, r: Tensor, top: int) -> Tensor:
+    """e of each token, int32: the largest of 0..top with max |x| <= r 2^-e along axis 1, and r 2^-e >= RANGE_FLOOR."""
+    bits = numerics.range_bits(x)
+    most = numerics.range_from_bits(bits.amax(1, keepdim=True) if x.numel() else bits[:, :1])
+    e = torch.arange(1, top + 1, dtype=torch.int32, device=x.device)
+    limits = r.flatten() * numerics.power_of_two(-e)
+    return ((most.unsqueeze(-1) <= limits) & (limits >= RANGE_FLOOR)).sum(-1, dtype=torch.int32)
+
+
+@op(
+    "(Tensor x, Tensor r, Tensor? stream, int bits, int top) -> Tensor",
+    lambda x, r, stream, bits, top: torch.empty_like(x, dtype=torch.int8),
+)
+def quantize_tokens(x: Tensor, r: Tensor, stream: Tensor | None, bits: int, top: int) -> Tensor:
+    """codes = quantize(x, r, e, stream, bits, signed) 2^(top - e), e = token_exponents(x, r, top).
+
+    x  any float, 2 axes or more; r: float32 of one element, max |x|; bits + top <= 8
+    """
+    e = token_exponents(x, r, top)
+    codes = registered["quantize"](x, r, e.to(torch.uint8), stream, bits, True)
+    return torch.empty_like(x, dtype=torch.int8).copy_(codes * (1 << (top - e)).to(torch.int8))

@@ -1,0 +1,70 @@
+"""TokenShiftQuant: ShiftQuant along the axis that a weight's gradient reduces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .. import ops
+from ..numerics import IntFormat, step
+from ..qtensor import QTensor
+from .base import Quantizer
+
+OPERAND_BITS = 8
+"""Of what an integer product takes."""
+
+
+@dataclass(frozen=True)
+class TokenShiftQuant(Quantizer):
+    """Groups of tokens whose scales differ by powers of two: s_t = (R / Q) 2^-e(t), e(t) in 0..groups - 1.
+
+    A token t is an index of all axes but 1: a row of a matrix, a pixel of a sample. e(t) is the largest exponent with
+    r_t <= R 2^-e(t), where r_t = max |x| of the token: nothing is ever clipped, so stochastic rounding is unbiased.
+    grad_weight reduces over tokens, so these are the groups that ShiftQuant makes for that product. Loud and silent
+    tokens lie five octaves apart where channels lie two (recipes/theory.py), and most pixels of a gradient are silent:
+    the variance falls accordingly.
+
+    The QTensor holds q 2^(groups - 1 - e(t)) and one scale: the shift is folded into int8, and each element still is
+    one of 2^bits - 1 codes. So bits + groups - 1 <= 8, and any product takes it, whatever axis that reduces.
+
+    Source: this project's, after ShiftQuant (Guo et al., arXiv 2411.10948).
+
+    >>> import torch
+    >>> q = TokenShiftQuant(4, groups=3)(torch.tensor([[8.0, 3.0], [0.5, 1.0]]))
+    >>> q.codes.tolist(), q.scale.item() * 7 * 4
+    ([[28, 12], [2, 4]], 8.0)
+    """
+
+    groups: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        most = OPERAND_BITS - self.bits + 1
+        if not 1 <= self.groups <= most:
+            raise ValueError(
+                f"{self.bits} bits leave room in {OPERAND_BITS} for 1 to {most} groups of tokens, not {self.groups}"
+            )
+        if not self.signed:
+            raise ValueError("TokenShiftQuant is for gradients, which are signed; AbsMax has unsigned codes")
+
+    @property
+    def top(self) -> int:
+        """The largest exponent."""
+        return self.groups - 1
+
+    def represent(self, x: Tensor, stream: Tensor | None) -> QTensor:
+        if x.ndim < 2:
+            raise ValueError(f"TokenShiftQuant needs an axis 1 beside that of the tokens, not {tuple(x.shape)}")
+        r = ops.amax(x, ops.WHOLE)
+        return self.of_codes(ops.quantize_tokens(x, r, stream, self.bits, self.top), r)
+
+    def of_codes(self, codes: Tensor, r: Tensor) -> QTensor:
+        """The QTensor of codes that ops.quantize_tokens, or a pass that ends in it, made with the range r."""
+        return QTensor(codes, step(r, self.format) * 2.0**-self.top, IntFormat(self.bits + self.top))
+
+    def groups_used(self, x: Tensor) -> int:
+        return len(ops.token_exponents(x, ops.amax(x, ops.WHOLE), self.top).unique())
+
+    def details(self) -> str:
+        return f"{self.groups} groups of tokens"
