@@ -22,6 +22,7 @@ from subbyte.quantizers import (
     PerChannel,
     Quantizer,
     ShiftQuant,
+    TokenShiftQuant,
     ZeroPoint,
 )
 from subbyte.scheme import RECIPES, LayerScheme, Scheme
@@ -56,17 +57,18 @@ class Config:
 WITHIN = "difference, upper end of its interval"
 GROUP, FAR_GROUP = "resnet", "channels far apart"
 
-FAR = (BASELINE, "absmax", "psq", "bhq", "luq", "shift-4", "shift-9", "oracle-4")
+FAR = (BASELINE, "absmax", "psq", "bhq", "luq", "shift-4", "shift-9", "tokens-5", "oracle-4")
 """The variants that run on channels far apart, too."""
 
 EXPECTED = (
     *(
         Expected(f"{ours} minus {other}: {WITHIN}", advantage(ours, other, GROUP), at_least=0, factor=100)
-        for ours in ("shift-9", "shift-9-clip")
+        for ours in ("shift-9", "tokens-5")
         for other in ("psq", "bhq", "luq")
     ),
     *(
-        Expected(f"time of a step, shift-9 over {other}", ratio("shift-9", other, "step_seconds", GROUP), at_most=1)
+        Expected(f"time of a step, {ours} over {other}", ratio(ours, other, "step_seconds", GROUP), at_most=1)
+        for ours in ("shift-9", "tokens-5")
         for other in ("bhq", "luq")
     ),
     Expected(
@@ -103,6 +105,7 @@ def quantizers(bits: int) -> dict[str, Quantizer | None]:
         "shift-9": ShiftQuant(bits, groups=9, **how),
         "shift-9-clip": ShiftQuant(bits, groups=9, clip=0.5, **how),
         "shift-9-samples": ShiftQuant(bits, groups=9, axis=0, **how),
+        "tokens-5": TokenShiftQuant(bits, groups=9 - bits, **how),
         "shift-4-chosen": ShiftQuant(bits, groups=4, exponents="chosen", max_exponent=8, **how),
         "oracle-4": GroupOracle(bits, groups=4, **how),
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from subbyte import data
-from subbyte.quantizers import AbsMax, GroupOracle, PerChannel, Quantizer, ShiftQuant
+from subbyte.quantizers import AbsMax, GroupOracle, PerChannel, Quantizer, ShiftQuant, TokenShiftQuant
 from subbyte.study import Expected, Job, Row, Run, Study, Table, training
 from subbyte.study.expected import largest, share_at_most
 from subbyte.study.gradients import describe_gradients
@@ -60,6 +60,17 @@ EXPECTED = (
         unit="% of tensors",
         digits=0,
     ),
+    *(
+        Expected(
+            f"{n} groups of tokens, which fold at {bits} bits: bound <= the free oracle's of {FREE_GROUPS} of channels",
+            share_at_most(f"tokens{bits}", 1.0),
+            at_least=50,
+            factor=100,
+            unit="% of tensors",
+            digits=0,
+        )
+        for bits, n in ((4, 5), (6, 3))
+    ),
 )
 
 
@@ -78,6 +89,7 @@ def quantizers(bits: int) -> dict[str, Quantizer]:
     if folds > 1:
         found["consecutive, folds"] = ShiftQuant(bits, groups=folds, **stochastic)
         found["consecutive of samples, folds"] = ShiftQuant(bits, groups=folds, axis=0, **stochastic)
+        found["tokens, folds"] = TokenShiftQuant(bits, groups=9 - bits, **stochastic)
     return found
 
 
@@ -126,7 +138,7 @@ def capture(job: Job) -> Iterator[Mapping[str, Any]]:
                 model, x, y, groups=settings["groups"], quantizers=measured, samples=settings["samples"]
             )
         for layer in layers:
-            judged = ratios(layer["bounds"], settings["groups"])
+            judged = ratios({**layer["bounds"], **layer["token_bounds"]}, settings["groups"])
             yield beside("bound", stage=stage, epoch=epoch, **layer, **judged)
 
 
@@ -134,9 +146,16 @@ def ratios(bound: Mapping[str, float], groups: tuple[int, ...]) -> dict[str, flo
     """What is judged, of one tensor: the worst ratio to the power-of-two oracle, and folding groups to the free one."""
     found = {kind: max(bound[f"{kind}_{n}"] / bound[f"pow2_{n}"] for n in groups) for kind in ("consecutive", "chosen")}
     free = bound[f"free_{FREE_GROUPS}"]
-    return {**found, "folded4": bound["consecutive_9"] / free, "folded6": bound["consecutive_5"] / free}
+    folds = {"folded4": "consecutive_9", "folded6": "consecutive_5", "tokens4": "tokens_5", "tokens6": "tokens_3"}
+    return {**found, **{name: bound[kind] / free for name, kind in folds.items()}}
 
 
+FOLDS = {
+    "folded4": "4 bits: 9 groups",
+    "folded6": "6 bits: 5 groups",
+    "tokens4": "4 bits: 5 groups of tokens",
+    "tokens6": "6 bits: 3 groups of tokens",
+}
 KINDS = {
     "consecutive": "consecutive exponents",
     "chosen": "chosen exponents, up to 8",
@@ -154,6 +173,7 @@ def tables(rows: list[Row]) -> list[Table]:
     return [
         *_bound_tables(tensors, groups),
         _sample_table(tensors, groups),
+        _token_table(tensors),
         _variance_table(tensors),
     ]
 
@@ -185,13 +205,13 @@ def _bound_tables(tensors: list[Row], groups: list[int]) -> Iterator[Table]:
     for stage in ordered(tensors, "stage"):
         of_stage = where(tensors, stage=stage)
         cells = [str(stage), f"{_mean(values(of_stage, 'octaves')):.1f}"]
-        for field in ("folded4", "folded6"):
+        for field in FOLDS:
             over = values(of_stage, field)
             cells += [_spread(over), f"{sum(v <= 1 for v in over)} of {len(over)}"]
         lines.append(cells)
     yield Table(
         f"Groups that fold for nothing over the free oracle of {FREE_GROUPS}",
-        ("stage", "octaves between channels", "4 bits: 9 groups", "<= 1", "6 bits: 5 groups", "<= 1"),
+        ("stage", "octaves between channels", *(h for name in FOLDS.values() for h in (name, "<= 1"))),
         lines,
         "Geometric mean and worst over the layers of a stage; below 1 they beat the upper bound of 4 groups.",
     )
@@ -212,6 +232,18 @@ def _sample_table(tensors: list[Row], groups: list[int]) -> Table:
         f"One scale for each sample (PSQ): {one}. Samples lie {_mean(values(tensors, 'sample_octaves')):.1f} octaves "
         f"apart, channels {_mean(values(tensors, 'octaves')):.1f}. "
         "In grad_input a sample's scale is outside the sum; in grad_weight it is inside, where its powers of two fold.",
+    )
+
+
+def _token_table(tensors: list[Row]) -> Table:
+    names = list(tensors[0]["token_bounds"])
+    lines = [[name.removeprefix("tokens_"), _spread([row["token_bounds"][name] for row in tensors])] for name in names]
+    return Table(
+        "Groups of tokens: bound over that of one scale for each channel",
+        ("groups", "consecutive exponents"),
+        lines,
+        "A token is a pixel of a sample: grad_weight reduces over tokens. Below 1: less variance than a free scale for "
+        "each channel could leave.",
     )
 
 

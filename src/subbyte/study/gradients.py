@@ -24,6 +24,9 @@ from subbyte.quantizers import GroupOracle, Quantizer, ShiftQuant
 FOLDED = 8
 """The largest exponent that costs a product of two 4-bit operands nothing: 8 - 4 bits of room on either side."""
 
+TOKEN_GROUPS = (1, 2, 3, 4, 5)
+"""Numbers of groups of tokens whose shift folds into the one operand of int8 that holds 4 bits."""
+
 Visit = Callable[[str, Tensor], None]
 
 
@@ -80,6 +83,17 @@ def bounds(r: Tensor, groups: Iterable[int]) -> dict[str, float]:
     return found
 
 
+def token_bounds(g: Tensor) -> dict[str, float]:
+    """tokens_n: mean s_t^2 of n groups of tokens (TokenShiftQuant) over mean r_k^2, for n in TOKEN_GROUPS."""
+    of_channels, of_tokens = channel_ranges(g, 1).double(), g.detach().abs().amax(1).float()
+    r, found = of_tokens.max(), {}
+    for n in TOKEN_GROUPS:
+        exponents = sum((of_tokens <= r * 2.0**-e).double() for e in range(1, n)) if n > 1 else torch.zeros(())
+        ranges = r.double() * torch.exp2(-torch.as_tensor(exponents)).expand_as(of_tokens)
+        found[f"tokens_{n}"] = float(ranges.square().mean() / of_channels.square().mean())
+    return found
+
+
 def octaves(r: Tensor) -> float:
     """log2 of the largest over the smallest range that is not 0."""
     alive = r[r > 0]
@@ -125,7 +139,7 @@ def describe_gradients(
     """One training step of a copy of the model: for each layer's gradient its bounds and measured variances.
 
     sample_bounds are those of groups of samples (axis 0) against one scale for each sample, whose own bound is
-    sample_over_channel times that of one scale for each channel.
+    sample_over_channel times that of one scale for each channel; token_bounds are against one scale for each channel.
     """
     probe = copy.deepcopy(model).train()
     found: list[dict] = []
@@ -144,6 +158,7 @@ def describe_gradients(
                     "bounds": limits,
                     "sample_bounds": bounds(of_samples, groups),
                     "sample_over_channel": float(means[0] / means[1]),
+                    "token_bounds": token_bounds(g),
                     "variance": {label: measured_variance(g, q, samples) for label, q in quantizers.items()},
                 }
             )
