@@ -45,7 +45,7 @@ class Config:
     task: str = "cifar10"
     model: str = "resnet8"
     seeds: tuple[int, ...] = (0, 1, 2)
-    epochs: int = 5
+    epochs: int = 3
     batch_size: int = 128
     lr: float = 0.1
     bits: int = 4

@@ -25,7 +25,7 @@ class Config:
     task: str = "cifar10"
     models: tuple[str, ...] = ("resnet8", "smallvit")
     seeds: tuple[int, ...] = (0, 1, 2)
-    epochs: int = 5
+    epochs: int = 3
     batch_size: int = 128
     bits: tuple[int, ...] = (8, 6, 4)
     kinds: tuple[str, ...] = ("l2", "l1")
