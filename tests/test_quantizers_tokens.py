@@ -1,0 +1,132 @@
+"""TokenShiftQuant: its codes by the definition, no bias, no clipping, one scale, the integer products it leaves, errors."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import subbyte as sb
+from subbyte import ops
+from subbyte.numerics import RANGE_FLOOR, draw_stream
+
+SHAPES = [(6, 5), (3, 4, 5, 7), (2, 3, 8), (2, 16, 3, 2, 2), (1, 1), (5, 1), (1, 9)]
+
+
+def loud_and_silent(*shape: int, octaves: int = 8) -> torch.Tensor:
+    """Normal numbers whose tokens lie `octaves` apart."""
+    g = torch.Generator().manual_seed(sum(shape))
+    tokens = [1 if i == 1 else n for i, n in enumerate(shape)]
+    return torch.randn(shape, generator=g) * torch.exp2(-octaves * torch.rand(tokens, generator=g))
+
+
+def exponents(x: torch.Tensor, top: int) -> torch.Tensor:
+    """By logarithm, which is exact enough where no range lies at a power of two."""
+    r = x.abs().amax(1, keepdim=True)
+    return (x.abs().max() / r).log2().floor().clamp(0, top)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("bits", "groups"), [(4, 5), (4, 1), (2, 7), (6, 3), (8, 1)])
+def test_codes_by_the_definition(shape, bits, groups):
+    x, top = loud_and_silent(*shape), groups - 1
+    q = sb.TokenShiftQuant(bits, groups=groups)(x)
+    e, big = exponents(x, top), 2 ** (bits - 1) - 1
+    codes = (x.double() * big / x.abs().max().double() * 2**e).round().clamp(-big, big)
+    assert (q.codes.double() - codes * 2 ** (top - e)).abs().max() <= 2 ** (top - e).max() * (codes.abs().max() > 0)
+    wrong = q.codes != (codes * 2 ** (top - e)).to(torch.int8)
+    assert wrong.double().mean() < 0.02  # rounding in fixed point differs from that of doubles at halves alone
+    assert q.shift is None
+    assert q.scale.numel() == 1
+    assert q.scale.item() == pytest.approx(x.abs().max().item() / big * 2.0**-top)
+    assert q.format == sb.IntFormat(bits + top)
+    assert torch.equal(q.codes % 2 ** (top - e).to(torch.int8), torch.zeros_like(q.codes))
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns", "channels_last", "planes"])
+def test_the_layout_changes_nothing(layout):
+    x = loud_and_silent(8, 12) if layout in ("rows", "columns") else loud_and_silent(3, 8, 5, 4)
+    same = x
+    if layout == "columns":
+        same = x.T.contiguous().T
+    elif layout == "channels_last":
+        same = x.contiguous(memory_format=torch.channels_last)
+    quantizer = sb.TokenShiftQuant(4, rounding="stochastic")
+    stream = torch.tensor(77)
+    ours = quantizer(same, stream)
+    with ops.use_backend("reference"):
+        reference = quantizer(x, stream)
+    assert torch.equal(ours.codes, reference.codes)
+    assert ours.codes.stride() == same.stride()
+
+
+def test_nothing_is_clipped_and_the_mean_is_exact():
+    x = loud_and_silent(16, 32)
+    quantizer = sb.TokenShiftQuant(4, rounding="stochastic")
+    n = 4000
+    total = sum(quantizer(x, stream).dequantize(torch.float64) for stream in draw_stream(n))
+    step = x.abs().max() / 7 * 2.0 ** -exponents(x, 4)
+    error = (total / n - x).abs() / step  # of a mean of n numbers with a deviation of half a step at most
+    assert error.max() < 5 * 0.5 / math.sqrt(n)
+    assert error.mean() > 0  # it is random at all
+    assert ((quantizer(x, torch.tensor(1)).dequantize() - x).abs() <= step).all()
+
+
+def test_less_noise_than_groups_of_channels():
+    x = loud_and_silent(64, 32)
+    noise = {
+        name: (q(x, torch.tensor(5)).dequantize() - x).square().sum().item()
+        for name, q in {
+            "tokens": sb.TokenShiftQuant(4, rounding="stochastic"),
+            "channels": sb.ShiftQuant(4, groups=9, rounding="stochastic"),
+        }.items()
+    }
+    assert noise["tokens"] < noise["channels"] / 2
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf, RANGE_FLOOR, RANGE_FLOOR / 4, 3e38])
+def test_extremes(value):
+    x = torch.tensor([[value, -value], [0.0, 0.0]])
+    q = sb.TokenShiftQuant(4)(x)
+    if math.isfinite(value):
+        expected = x if value >= RANGE_FLOOR else torch.zeros_like(x)
+        assert torch.allclose(q.dequantize(), expected, rtol=1e-6, atol=0)
+    else:
+        assert q.scale.isnan().all()
+        assert not q.codes.any()
+
+
+def test_a_range_at_a_power_of_two_takes_the_exponent():
+    x = torch.tensor([[16.0], [1.0], [1.0000001], [0.9], [15.9]])
+    assert ops.token_exponents(x, torch.tensor([[16.0]]), 4).flatten().tolist() == [0, 4, 3, 4, 0]
+
+
+def test_the_products_of_layers_are_integers():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5))
+    sb.quantize_(model, sb.Scheme("all", sb.Scheme.from_name("int4").layer))
+    report = sb.report(model, torch.randn(4, 3, 8, 8), torch.arange(4), F.cross_entropy)
+    assert report.integer_share == 1.0
+    row = report.rows[1]
+    assert row["gradient_format"] == "s4"
+    assert 2 <= row["gradient_groups_used"] <= 5
+    assert row["gradient_clipped_pct"] == 0
+    assert "quantize_tokens" in report.layers["2"].kernels
+
+
+def test_recipes_and_json():
+    for name, q in (("int4", sb.TokenShiftQuant(4, rounding="stochastic")), ("int6", None)):
+        gradient = sb.Scheme.from_name(name).layer.gradient
+        assert gradient.bits + gradient.top == 8
+        assert q is None or gradient == q
+        scheme = sb.Scheme.from_name(name)
+        assert sb.Scheme.from_json(scheme.to_json()) == scheme
+
+
+def test_what_it_refuses():
+    with pytest.raises(ValueError, match="1 to 5 groups of tokens, not 6"):
+        sb.TokenShiftQuant(4, groups=6)
+    with pytest.raises(ValueError, match="signed"):
+        sb.TokenShiftQuant(4, signed=False)
+    with pytest.raises(ValueError, match="needs an axis 1"):
+        sb.TokenShiftQuant(4)(torch.randn(5))
