@@ -25,6 +25,12 @@ struct ConvCall {
     const float* scales() const { return reinterpret_cast<const float*>(scale); }
     float* floats() const { return reinterpret_cast<float*>(out); }
     bool sums_only() const { return scale == 0; }  // out gets the sums themselves: int32, int64 when wide
+    // Does an output of `bytes`, of which a kernel writes `run` side by side, go past the caches (Tile::stream)? Where
+    // they would not keep it until it is read, and lines are written whole.
+    bool streams(const ProductKernels& k, i64 run, i64 bytes) const {
+        return k.streams() && !sums_only() && bytes >= kFarBytes && run % kLine == 0 && out % kLine == 0;
+    }
+    static constexpr i64 kFarBytes = 2 << 20;
     // Element i of the output, whatever its type: what Finish takes.
     float* at(i64 i) const {
         return sums_only() && wide ? reinterpret_cast<float*>(reinterpret_cast<i64*>(out) + i) : floats() + i;

@@ -9,6 +9,7 @@
 
 #include "conv.h"
 #include "cpu_features.h"
+#include "memory.h"
 #include "parallel.h"
 
 namespace sb {
@@ -51,10 +52,12 @@ public:
             k_.encode_rows(plan_.left_codes(call_.a.codes() + first, 1, call_.a.stride[3]),
                            std::min(rows, call_.o - first), words_, packed_ + first * ld_, ld_);
         });
+        stream_ = call_.streams(k_, 4 * call_.c, 4 * call_.o * taps_ * call_.c);
         const i64 share = ceil_div<i64>(call_.c, 2 * threads_);
         const i64 block = std::max<i64>(1, std::min(kSourceBytes / (4 * words_), share) / nr_) * nr_;
         parallel(threads_, ceil_div(call_.c, block), [&](i64 task, int) {
             multiply(task * block, std::min((task + 1) * block, call_.c));
+            if (stream_) finish_streams();
         });
     }
 
@@ -96,6 +99,7 @@ private:
         t.a_off = t.b_off = &kOrigin;
         t.segments = 1;
         t.exact = plan_.exact();
+        t.stream = stream_;
         t.c_row = taps_ * call_.c;
         t.c_group = 4 * t.c_row;
         for (i64 tap = 0; tap < taps_; ++tap) {
@@ -137,6 +141,7 @@ private:
     Correction correct_;
     i64 words_, ld_;
     bool in_place_;  // the pixels of the one tap are those of x as it lies
+    bool stream_ = false;
     i32* packed_ = nullptr;
 };
 

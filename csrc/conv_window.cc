@@ -48,7 +48,9 @@ public:
 private:
     void run(ChannelMaxima& maxima) {
         pack_weights();
-        will_fill(call_.floats(), 4 * call_.n * channels_ * rows_.dst * cols_.dst);
+        const i64 bytes = 4 * call_.n * channels_ * rows_.dst * cols_.dst;
+        will_fill(call_.floats(), bytes);
+        stream_ = finishes_by_tile() && call_.streams(k_, 4 * window_.targets, bytes);
         // Rows of i in a task: as many as the cache takes, few enough to give every thread some. Small images go
         // several at a time, so that a panel of weights is used for all of them while it is near.
         const i64 count = rows_.count(), want = 2 * threads_;
@@ -64,6 +66,7 @@ private:
             const i64 n1 = std::min(n0 + batch, call_.n), i1 = std::min(i0 + block, count);
             if (zeros_between_) clear(n0, n1, i0, i1);
             for (i64 g = 0; g < call_.groups; ++g) convolve(n0, n1, g, i0, i1, maxima.of(worker));
+            if (stream_) finish_streams();
         });
     }
 
@@ -324,6 +327,7 @@ private:
             t = chunk_tile(t, packed.chunks[0]);
             t.init = packed.init + first;
             if (by_tile) t.epilogue = &to.epilogue;
+            t.stream = stream_;
         }
         for (i64 i = 0; i < lines; ++i)
             for (i64 j = 0; j < run; j += tile_rows) {
@@ -353,7 +357,7 @@ private:
     const WindowAxis &rows_, &cols_;
     int threads_;
     i64 nr_, padded_, panels_, width_, channels_;
-    bool pixel_major_, zeros_between_ = false;
+    bool pixel_major_, zeros_between_ = false, stream_ = false;
     std::vector<std::unique_ptr<Reduction>> plans_;
     std::vector<PhasePair> phases_;
     std::vector<Packed> packed_;

@@ -89,9 +89,12 @@ public:
         }
         zeros_.assign(static_cast<size_t>(window_.sources), 0);
         parallel(threads_, panels_, [&](i64 panel, int) { transform_weights(panel); });
-        will_fill(call_.floats(), 4 * call_.n * window_.targets * rows_.dst * cols_.dst);
+        const i64 bytes = 4 * call_.n * window_.targets * rows_.dst * cols_.dst;
+        will_fill(call_.floats(), bytes);
+        stream_ = call_.streams(k_, 4 * window_.targets, bytes);
         parallel(threads_, ceil_div(tiles_, kTiles), [&](i64 block, int worker) {
             convolve(block * kTiles, std::min((block + 1) * kTiles, tiles_), maxima.of(worker));
+            if (stream_) finish_streams();
         });
         maxima.write(window_.targets, [](i64 c) { return c; });
     }
@@ -213,7 +216,7 @@ private:
             const Epilogue epilogue{nullptr, scale_ + first, call_.bias ? scale_ + padded_ + first : nullptr,
                                     amax ? amax + first : nullptr, std::min(nr_, targets - first)};
             for (i64 t = 0; t < count; ++t) {
-                k_.winograd_output(sums + t * ld, sums_step, vectors, shift_, epilogue, out[t]);
+                k_.winograd_output(sums + t * ld, sums_step, vectors, shift_, epilogue, stream_, out[t]);
                 for (float*& pixel : out[t]) pixel = pixel ? pixel + nr_ : nullptr;
             }
         }
@@ -231,6 +234,7 @@ private:
     std::vector<u8> factor_a_, factor_b_, zeros_;
     i32 *u_ = nullptr, *init_ = nullptr;
     float* scale_ = nullptr;
+    bool stream_ = false;
 };
 
 }  // namespace

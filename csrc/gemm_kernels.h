@@ -111,9 +111,11 @@ struct ProductKernels {
     void (*axpy)(i32* acc, const i32* x, i64 step, i32 w, i64 n);
     i64 (*dot)(const i32* g, const i32* x, i64 step, i64 n);
     // Winograd's transforms of one tile: 16 pixels of codes, frequencies `step` apart; and the sums of 16 frequencies
-    // to 4 pixels of the output (null: outside of it). channels: a multiple of W. See conv_winograd.cc.
+    // to 4 pixels of the output (null: outside of it; past the caches as Tile::stream). channels: a multiple of W. See
+    // conv_winograd.cc.
     void (*winograd_input)(const u8* const* pixels, i64 channels, const u8* factor, u8 offset, u8* to, i64 step);
-    void (*winograd_output)(const i32* sums, i64 step, int vectors, int shift, const Epilogue&, float* const* out);
+    void (*winograd_output)(const i32* sums, i64 step, int vectors, int shift, const Epilogue&, bool past_caches,
+                            float* const* out);
     bool bytes() const { return per_word == 4; }
     bool streams() const { return SB_X86 && 4 * lanes == kLine; }  // does a tile that is told to?
 };

@@ -264,6 +264,30 @@ def test_output_beyond_int32(isa):
     same(isa, "conv2d", CONV_OPS[0], *operand(x, U8), *operand(w, S8), *args)
 
 
+@pytest.mark.parametrize("channels", [80, 72], ids=["whole lines", "a ragged line"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_outputs_that_go_past_the_caches(isa, threads, channels):
+    """More than the 2 MiB of kFarBytes in csrc/conv.h; 80 channels end in a part of a panel, a row in one of a tile."""
+    torch.set_num_threads(threads)
+    size, past = (61, 67), 2 << 20
+    for kernel, padding, sources in ((1, 0, 8), (3, 1, 64)):  # a matrix product; Winograd's form of few bits
+        x, w = codes((2, sources, *size), S4), codes((channels, sources, kernel, kernel), S4)
+        g, turned = codes((2, channels, *size), S4), codes((sources, channels, kernel, kernel), S4)
+        x, g = layout(x, "channels_last"), layout(g, "channels_last")
+        assert 4 * g.numel() > past
+        winograd = kernel == 3 and isa in ("avx512vnni", "avxvnni", "neondot")
+        kind, window = "conv2d" + "_winograd" * winograd, ([1, 1], [padding] * 2, [1, 1], 1)
+        same_with_range(isa, kind, CONV_OPS[0], *operand(x, S4), *operand(w, S4),
+                        torch.rand(1, channels, 1, 1), torch.randn(channels), *window)  # fmt: skip
+        same_with_range(isa, kind + "_grad_input", CONV_OPS[1], *operand(x, S4), *operand(turned, S4),
+                        torch.rand(1, channels, 1, 1), list(g.shape), *window)  # fmt: skip
+    shape = [256, 4 * channels + channels % 16, 3, 3]
+    g, x = (layout(codes((1, n, 5, 5), f), "channels_last") for n, f in ((shape[0], S4), (shape[1], U4)))
+    assert 4 * torch.Size(shape).numel() > past
+    args = (*operand(g, S4), *operand(x, U4), torch.rand(256, 1, 1, 1), shape, [1, 1], [1, 1], [1, 1], 1, True)
+    same(isa, "conv2d_grad_weight", CONV_OPS[2], *args)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_convolutions_on_threads(isa, threads):
     torch.set_num_threads(threads)
