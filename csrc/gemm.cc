@@ -119,6 +119,7 @@ private:
     bool wide() const { return plan_.wide() && !call_.is_float; }  // the output, not only the sums
     i64 element() const { return wide() ? 8 : 4; }
     i64 init_size() const { return static_cast<i64>(chunks_.size()) * columns_; }
+    bool left_by_columns() const { return call_.a.outer == 1 && call_.a.inner != 1; }
     i64 width(i64 panel) const { return std::min(nr_, columns_ - panel * nr_); }
     i32* panel_b(i64 batch, i64 panel) const { return packed_b_ + (batch * columns_ + panel * nr_) * words_; }
     float* col_scale(i64 batch) const { return scale_ + 2 * batch * columns_; }
@@ -128,7 +129,10 @@ private:
     void divide() {
         const i64 row_bytes = std::max<i64>(4 * words_, 1), panel_bytes = nr_ * row_bytes;
         in_first_cache_ = columns_ * row_bytes <= kFirstCache;
-        const i64 fit = std::max(mr_, (in_first_cache_ ? kUnitBytes : kLeftBytes) / row_bytes / mr_ * mr_);
+        // Of a transposed A, a unit takes parts of lines: where it is narrow, one twice as wide reads far fewer twice.
+        const bool narrow = left_by_columns() && kLeftBytes / row_bytes < 2 * kLine;
+        const i64 unit_bytes = in_first_cache_ ? kUnitBytes : narrow ? 2 * kLeftBytes : kLeftBytes;
+        const i64 fit = std::max(mr_, unit_bytes / row_bytes / mr_ * mr_);
         const i64 share = std::max(mr_, ceil_div<i64>(call_.m * batches_, threads_));
         const i64 most = std::min(in_first_cache_ ? fit * kUnits : fit, share);
         blocks_ = ceil_div(call_.m, most);
@@ -225,7 +229,7 @@ private:
 
     // Words lie as cheaply as A's layout allows; the tile does not care.
     void pack_a(Left& left, const Codes& codes, i64 rows) {
-        const bool by_columns = codes.outer == 1 && codes.inner != 1;
+        const bool by_columns = left_by_columns();
         // A row is kept off the period of a cache set.
         const i64 ld = by_columns ? round_up<i64>(rows, k_.lanes) : words_ % 64 < 16 ? words_ + 16 : words_;
         i32* packed = scratch<i32>(Slot::left, by_columns ? ld * words_ : ld * rows);
@@ -260,7 +264,7 @@ private:
         return t;
     }
 
-    // Where the units end that this worker is likely to pack next: in the last cache, while the last of B's sets is used.
+    // Where the units end that this worker is likely to pack next, wanted while the last of B's sets is used.
     i64 soon(i64 unit, i64 block, i64 p1) const {
         const i64 end = in_first_cache_ ? (block + 1) * units_ : p1 == panels_ ? blocks_ * units_ : unit + 1;
         return std::min(unit + 2, end);

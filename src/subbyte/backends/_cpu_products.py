@@ -75,27 +75,42 @@ def _sum_is(left: tuple[int, bool, int], right: tuple[int, bool, int], length: i
     return "too wide" if refused else "int64"
 
 
+@functools.lru_cache(maxsize=1024)
+def _matrices(a: tuple[int, ...], b: tuple[int, ...], left: tuple[int, bool, int], right: tuple[int, bool, int]):
+    """(leading dimensions, m, k, n, dtype of the sums) of a product of these shapes and formats; None: not covered."""
+    (*lead, m, k), (*lead_b, inner, n) = a, b
+    if len(lead) > MAX_LEADING or k != inner or lead != lead_b:
+        return None
+    width = _sum_is(left, right, k)
+    return None if width == "too wide" else (tuple(lead), m, k, n, getattr(torch, width))
+
+
+def _steps(scale: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides of a scale as it broadcasts to `shape`."""
+    if scale.numel() == 1 and scale.ndim == len(shape):  # expand takes as long as a small product
+        return (0,) * len(shape)
+    return scale.expand(shape).stride()
+
+
 def _product(op: str, a, ea, a_bits, a_signed, a_max, right: tuple, scales, bias) -> Tensor:
     """int_matmul where scales is None, else scaled_matmul.
 
     right   b as (codes, shape, strides, shift, bits, signed, max_shift, are the codes packed?)
     """
     codes, size, strides, eb, b_bits, b_signed, b_max, packed = right
-    (*lead, m, k), (*lead_b, inner, n) = a.shape, size
-    if not _codes_ok(a, codes) or len(lead) > MAX_LEADING or k != inner or lead != lead_b:
+    found = _matrices(a.shape, tuple(size), (a_bits, a_signed, a_max), (b_bits, b_signed, b_max))
+    if found is None or not _codes_ok(a, codes) or not (scales is None or _floats_ok(*scales)):
         return NotImplemented
-    width = _sum_is((a_bits, a_signed, a_max), (b_bits, b_signed, b_max), k)
-    if width == "too wide" or not (scales is None or _floats_ok(*scales)):
-        return NotImplemented
+    lead, m, k, n, sums = found
     try:
         ea, eb, bias = _along(ea, -1, k), _along(eb, -2, k), _bias(bias, n)
     except ValueError:
         return NotImplemented
-    out = torch.empty((*lead, m, n), dtype=torch.float32 if scales else getattr(torch, width))
+    out = torch.empty((*lead, m, n), dtype=torch.float32 if scales else sums)
     (*steps_a, a_row, a_column), (*steps_b, b_row, b_column) = a.stride(), strides
     if scales:
-        sa, sb = scales[0].expand(*lead, m, 1), scales[1].expand(*lead, 1, n)
-        (*steps_sa, a_step, _), (*steps_sb, _, b_step) = sa.stride(), sb.stride()
+        sa, sb = scales
+        (*steps_sa, a_step, _), (*steps_sb, _, b_step) = _steps(sa, (*lead, m, 1)), _steps(sb, (*lead, 1, n))
         scale_part = (sa.data_ptr(), a_step, sb.data_ptr(), b_step, _address(bias))
     else:
         steps_sa, steps_sb, scale_part = lead, lead, _NO_SCALES
@@ -107,7 +122,7 @@ def _product(op: str, a, ea, a_bits, a_signed, a_max, right: tuple, scales, bias
     fields = _GEMM_CALL.pack(
         *(a.data_ptr(), a_row, a_column, _address(ea), a_bits, a_signed, a_max),
         *(codes.data_ptr(), b_column, b_row, _address(eb), b_bits, b_signed, b_max),
-        *(packed, m, n, k, width == "int64", out.data_ptr(), scales is not None, *scale_part, *leading),
+        *(packed, m, n, k, sums is torch.int64, out.data_ptr(), scales is not None, *scale_part, *leading),
     )
     return out if call(op, _gemm, fields) else NotImplemented
 

@@ -126,10 +126,11 @@ def _scales(a: QTensor, b: QTensor | PackedQTensor) -> tuple[Tensor, Tensor]:
 
 def check_matmul(a: QTensor, b: B) -> tuple[QTensor, B]:
     """Shapes and the contract, checked once before any backend is asked; shifts on outer axes become scales."""
-    if len(a.shape) != len(b.shape) or len(a.shape) < 2:
-        raise ValueError(f"matmul takes matrices of equal rank >= 2, not {tuple(a.shape)} and {tuple(b.shape)}")
-    if a.shape[-1] != b.shape[-2] or a.shape[:-2] != b.shape[:-2]:
-        raise ValueError(f"matmul cannot contract (..., M, K) {tuple(a.shape)} with (..., K, N) {tuple(b.shape)}")
+    left, right = a.shape, b.shape
+    if len(left) != len(right) or len(left) < 2:
+        raise ValueError(f"matmul takes matrices of equal rank >= 2, not {tuple(left)} and {tuple(right)}")
+    if left[-1] != right[-2] or (len(left) > 2 and left[:-2] != right[:-2]):
+        raise ValueError(f"matmul cannot contract (..., M, K) {tuple(left)} with (..., K, N) {tuple(right)}")
     require_constant(a, -1, "left operand")
     require_constant(b, -2, "right operand")
     return a.fold_shift(-1), b.fold_shift(-2)
