@@ -166,8 +166,8 @@ def test_inspect_shows_every_layer_and_leaves_the_run_alone(int4_run):
         assert row["octaves"] >= 0
     conv = next(row for row in rows if row["name"] == "block2.0")
     assert conv["gradient"]["sqnr_db"] > 0
-    assert 0 < conv["gradient"]["clipped_pct"] < 1
-    assert 1 <= conv["gradient"]["groups_used"] <= 9
+    assert conv["gradient"]["clipped_pct"] == 0
+    assert 2 <= conv["gradient"]["groups_used"] <= 5
     timed = json.loads(ok("inspect", int4_run, "--json", "--timed"))
     assert all(row["gain"]["ratio"] > 0 for row in timed)
     assert "gain" not in rows[0]

@@ -30,7 +30,7 @@ BY_TOKEN = dataclasses.replace(
     CLIPPED,
     layer=dataclasses.replace(CLIPPED.layer, gradient=sb.TokenShiftQuant(4, rounding="stochastic")),
 )
-PASSES = ("chain_norm", "norm_relu_codes", "chain_norm_grad", "norm_grad_codes")
+PASSES = ("chain_norm", "norm_relu_codes", "chain_norm_grad", "norm_grad_tokens")
 
 
 class Block(nn.Module):

@@ -1,4 +1,4 @@
-"""TokenShiftQuant: its codes by the definition, no bias, no clipping, one scale, the integer products it leaves, errors."""
+"""TokenShiftQuant: codes by the definition, no bias, no clipping, one scale, integer products, errors."""
 
 import math
 

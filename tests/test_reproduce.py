@@ -68,7 +68,7 @@ def test_runs_give_rows_and_are_not_done_again(tmp_path):
         assert 0 < row["value"] <= 1
         assert row["command"] == "subbyte reproduce tiny"
     assert [row["integer_share"] for row in rows] == [0.0, 1.0]
-    assert [row["quantizer"] for row in rows] == ["none", "s4 ShiftQuant(9 groups, clip 0.5, stochastic)"]
+    assert [row["quantizer"] for row in rows] == ["none", "s4 TokenShiftQuant(5 groups of tokens, stochastic)"]
     assert rows[1]["settings"]["scheme"]["layer"]["weight"] == {
         "type": "AbsMax",
         "bits": 4,

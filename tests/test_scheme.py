@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import subbyte as sb
-from subbyte import AbsMax, GroupOracle, LayerScheme, NormScheme, PerChannel, Scheme, ShiftQuant
+from subbyte import AbsMax, GroupOracle, LayerScheme, NormScheme, PerChannel, Scheme, ShiftQuant, TokenShiftQuant
 from subbyte.quantizers import Quantizer
 from subbyte.scheme import RECIPES, VERSION
 
@@ -165,7 +165,7 @@ def test_recipes_leave_nothing_float(name, bits):
         assert [q.rounding for q in (layer.weight, layer.activation, layer.gradient)] == [
             *("nearest", "nearest", "stochastic")
         ]
-        assert isinstance(layer.gradient, ShiftQuant)
+        assert isinstance(layer.gradient, TokenShiftQuant if b < 8 else ShiftQuant)
     assert not scheme.norm.is_float
     assert scheme.norm.kind == "l1"
     assert "float" not in str(scheme)
@@ -175,8 +175,8 @@ def test_the_int4_recipe_saves_few_bits_and_folds():
     scheme = Scheme.from_name("int4")
     assert scheme.norm.saved <= 6
     for recipe in ("int4", "int6"):
-        layer = Scheme.from_name(recipe).layer
-        assert layer.gradient.max_shift <= (8 - layer.gradient.bits) + (8 - layer.weight.bits)
+        gradient = Scheme.from_name(recipe).layer.gradient
+        assert gradient.bits + gradient.top == 8
 
 
 # ---------------------------------------------------------------------------------------------------------- overrides

@@ -21,9 +21,8 @@ class TokenShiftQuant(Quantizer):
 
     A token t is an index of all axes but 1: a row of a matrix, a pixel of a sample. e(t) is the largest exponent with
     r_t <= R 2^-e(t), where r_t = max |x| of the token: nothing is ever clipped, so stochastic rounding is unbiased.
-    grad_weight reduces over tokens, so these are the groups that ShiftQuant makes for that product. Loud and silent
-    tokens lie five octaves apart where channels lie two (recipes/theory.py), and most pixels of a gradient are silent:
-    the variance falls accordingly.
+    grad_weight reduces over tokens, so these are the groups that ShiftQuant makes for that product. Tokens lie further
+    apart than channels, and most of a gradient's are silent: the variance falls accordingly (recipes/theory.py).
 
     The QTensor holds q 2^(groups - 1 - e(t)) and one scale: the shift is folded into int8, and each element still is
     one of 2^bits - 1 codes. So bits + groups - 1 <= 8, and any product takes it, whatever axis that reduces.
@@ -32,7 +31,7 @@ class TokenShiftQuant(Quantizer):
 
     >>> import torch
     >>> q = TokenShiftQuant(4, groups=3)(torch.tensor([[8.0, 3.0], [0.5, 1.0]]))
-    >>> q.codes.tolist(), q.scale.item() * 7 * 4
+    >>> q.codes.tolist(), round(q.scale.item() * 7 * 4, 4)
     ([[28, 12], [2, 4]], 8.0)
     """
 
@@ -64,6 +63,7 @@ class TokenShiftQuant(Quantizer):
         return QTensor(codes, step(r, self.format) * 2.0**-self.top, IntFormat(self.bits + self.top))
 
     def groups_used(self, x: Tensor) -> int:
+        """How many different exponents the tokens of x have."""
         return len(ops.token_exponents(x, ops.amax(x, ops.WHOLE), self.top).unique())
 
     def details(self) -> str:
