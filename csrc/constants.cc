@@ -11,7 +11,6 @@
 namespace sb {
 namespace {
 
-
 // An operand with one number for all channels, or one for each.
 template <class T>
 struct Each {

@@ -11,6 +11,7 @@ namespace sb {
 
 constexpr int kFractionBits = 16;
 constexpr float kOne = 1 << kFractionBits;  // a code's step in fixed point
+constexpr float kRangeFloor = 0x1p-80f;     // RANGE_FLOOR
 
 constexpr float kRangeFloor = 0x1p-80f;  // numerics.RANGE_FLOOR
 

@@ -1,4 +1,4 @@
-"""Arguments for the ops of ops/constants.py, for op_calls.py."""
+"""Arguments for the ops of ops/constants.py and ops/codes.py, for op_calls.py."""
 
 from __future__ import annotations
 
@@ -61,11 +61,24 @@ def shift_exponents(big: int) -> list[tuple]:
 
 
 def absmax_codes(big: int) -> list[tuple]:
-    x = _floats(4, 3, 5 * big, 4)
-    return [(t, bits, signed) for t in (x, x.mT, x[:0], x * 0) for bits, signed in ((4, True), (8, False))]
+    x, stream = _floats(4, 3, 5 * big, 4), torch.tensor(-7)
+    inputs = (x, x.mT, x.contiguous(memory_format=torch.channels_last), x[:0], x * 0, x * 2.0**-78)
+    forms = ((1.0, None, 4, True), (0.3, stream, 4, True), (0.5, None, 8, False))
+    return [(t, *form) for t in inputs for form in forms]
+
+
+def shift_codes(big: int) -> list[tuple]:
+    x, stream = _floats(4, 3, 5 * big, 4), torch.tensor(-7)
+    x *= torch.exp2(-torch.arange(3.0)).view(-1, 1, 1)
+    inputs = (x, x.mT, x.contiguous(memory_format=torch.channels_last), x[:0], x * 0, x * 2.0**-78)
+    forms = ((8, 1.0, None, 4, True), (0, 0.5, stream, 8, False), (3, 0.3, stream, 6, True))
+    return [(t, axis, *form) for t in inputs for axis in (0, 1) if t.shape[axis] for form in forms]
 
 
 CALLS = {
     f.__name__: f
-    for f in (norm_constants, norm_grad_constants, norm_relu_range, norm_grad_range, shift_exponents, absmax_codes)
+    for f in (
+        *(norm_constants, norm_grad_constants, norm_relu_range, norm_grad_range),
+        *(shift_exponents, absmax_codes, shift_codes),
+    )
 }

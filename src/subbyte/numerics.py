@@ -90,6 +90,11 @@ def range_from_bits(bits: Tensor) -> Tensor:
     return torch.where(r < RANGE_FLOOR, torch.zeros_like(r), r)
 
 
+def clipped(r: Tensor, clip: float) -> Tensor:
+    """Ranges r >= 0 times float32(clip), not below RANGE_FLOOR where r is above 0; NaN stays."""
+    return r if clip == 1 else torch.where(r > 0, (r * clip).clamp(min=RANGE_FLOOR), r)
+
+
 def inverse_step(r: Tensor, fmt: IntFormat) -> Tensor:
     """inv = float32(Q 2^16 / R), one IEEE division; 0 where R is 0 or not finite, so that every code there is 0."""
     top = torch.full_like(r, float(fmt.qmax << FRACTION_BITS))

@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from . import _cpu_quantize
-from ._cpu_call import call, ran
+from ._cpu_call import call
 from ._native import DOUBLE, INT, INT64, POINTER, function
 
 _EACH = (POINTER, INT64)  # values, how many
@@ -89,17 +88,6 @@ def shift_exponents(r_k: Tensor, top: int) -> tuple[Tensor, Tensor]:
     return (r, shift) if done else NotImplemented
 
 
-def absmax_codes(x: Tensor, bits: int, signed: bool) -> tuple[Tensor, Tensor]:
-    r = _cpu_quantize.amax(x, -1)
-    if r is NotImplemented:
-        return NotImplemented
-    codes = _cpu_quantize.quantize(x, r, None, None, bits, signed)
-    if codes is NotImplemented:
-        return NotImplemented
-    ran["absmax_codes"] = ran["quantize"]
-    return codes, r / float((1 << (bits - signed)) - 1)
-
-
 def _same(like: Tensor, tensors: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
     return all(
         t.dtype == dtype and t.shape == like.shape and t.device.type == "cpu" and t.is_contiguous() for t in tensors
@@ -120,4 +108,4 @@ def _pairs(tensors: tuple[Tensor, ...]) -> list[int]:
     return [v for t in tensors for v in (t.data_ptr(), t.numel())]
 
 
-OPS = (norm_constants, norm_grad_constants, norm_relu_range, norm_grad_range, shift_exponents, absmax_codes)
+OPS = (norm_constants, norm_grad_constants, norm_relu_range, norm_grad_range, shift_exponents)

@@ -1,7 +1,8 @@
 """The operations that a backend may accelerate. An op's body is its reference; dispatch.py says how one is chosen."""
 
 from . import chain, chain_norm
-from .constants import absmax_codes, shift_exponents
+from .codes import absmax_codes, shift_codes
+from .constants import shift_exponents
 from .conv import (
     CHANNEL,
     ConvParams,
@@ -58,6 +59,7 @@ __all__ = [
     "quantize_tokens",
     "recording",
     "registered",
+    "shift_codes",
     "shift_exponents",
     "token_exponents",
     "unpack",

@@ -71,7 +71,7 @@ def chain_norm(y, r_k, gamma, beta, whole: bool, input_bits: int, bits: int, sav
     mu, d, factor, scale = _reference("norm_constants", s, total, spread, least, greatest, n, n, False, eps, bits, [])
     one = torch.ones([1] * y.ndim, device=y.device)
     q_gamma, s_gamma = (
-        (one.to(torch.int8), one) if gamma is None else _reference("absmax_codes", gamma, weight_bits, True)
+        (one.to(torch.int8), one) if gamma is None else _reference("absmax_codes", gamma, 1.0, None, weight_bits, True)
     )
     saved_scale, scale = scale * float(1 << max(bits - saved_bits, 0)), scale * s_gamma
     beta = torch.zeros_like(one) if beta is None else beta

@@ -14,7 +14,6 @@ from torch import Tensor
 from .. import numerics
 from ..numerics import RANGE_FLOOR, IntFormat
 from .dispatch import op, registered
-from .quantize import WHOLE
 
 L1_FACTOR = math.sqrt(math.pi / 2)
 """c: the ratio of a Gaussian's standard deviation to its mean absolute deviation."""
@@ -127,16 +126,3 @@ def shift_exponents(r_k: Tensor, top: int) -> tuple[Tensor, Tensor]:
     e = torch.arange(1, top + 1, dtype=torch.int32, device=r.device)
     limits = r.flatten() * numerics.power_of_two(-e)
     return r, ((r_k.unsqueeze(-1) <= limits) & (limits >= RANGE_FLOOR)).sum(-1, dtype=torch.int32).to(torch.uint8)
-
-
-@op(
-    "(Tensor x, int bits, bool signed) -> (Tensor, Tensor)",
-    lambda x, bits, signed: (
-        torch.empty_like(x, dtype=IntFormat(bits, signed).dtype),
-        x.new_empty([1] * x.ndim, dtype=torch.float32),
-    ),
-)
-def absmax_codes(x: Tensor, bits: int, signed: bool) -> tuple[Tensor, Tensor]:
-    """(codes, scale): quantize(x, R, to nearest) with the one range R = amax(x, WHOLE), and step(R)."""
-    r = registered["amax"](x, WHOLE)
-    return registered["quantize"](x, r, None, None, bits, signed), numerics.step(r, IntFormat(bits, signed))

@@ -60,7 +60,7 @@ def norm_forward(
     q, s = _reference("quantize", x, r, None, None, input_bits, True), numerics.step(r, fmt)
     one = torch.ones([1] * x.ndim, device=x.device)
     q_gamma, s_gamma = (
-        (one.to(torch.int8), one) if gamma is None else _reference("absmax_codes", gamma, weight_bits, True)
+        (one.to(torch.int8), one) if gamma is None else _reference("absmax_codes", gamma, 1.0, None, weight_bits, True)
     )
     if centred:
         total, spread, least, greatest = _reference("norm_stats", q, dims, l2)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .. import ops
+from ..numerics import clipped
 from ..qtensor import Emulated, QTensor
-from .base import Quantizer, check_clip, clipped
+from .base import Quantizer, check_clip
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,7 @@ class AbsMax(Quantizer):
         check_clip(self.clip)
 
     def represent(self, x: Tensor, stream: Tensor | None) -> QTensor | Emulated:
-        if stream is not None or self.clip != 1:
-            return super().represent(x, stream)
-        codes, scale = ops.absmax_codes(x, self.bits, self.signed)  # the same in one call
+        codes, scale = ops.absmax_codes(x, self.clip, stream, self.bits, self.signed)  # the same in one call
         return QTensor(codes, scale, self.format)
 
     @property

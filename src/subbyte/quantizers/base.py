@@ -6,11 +6,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from .. import ops
-from ..numerics import RANGE_FLOOR, IntFormat, step
+from ..numerics import IntFormat, step
 from ..qtensor import Emulated, QTensor
 from ..wording import closest, unknown
 
@@ -130,11 +129,6 @@ def check_clip(clip: float) -> None:
     """ValueError unless 0 < clip <= 1."""
     if not 0 < clip <= 1:
         raise ValueError(f"clip is a share of the largest magnitude, above 0 and at most 1, not {clip}")
-
-
-def clipped(r: Tensor, clip: float) -> Tensor:
-    """Ranges r >= 0 times clip, not below RANGE_FLOOR where r is above 0; NaN and Inf stay."""
-    return r if clip == 1 else torch.where(r > 0, (r * clip).clamp(min=RANGE_FLOOR), r)
 
 
 def channel_ranges(x: Tensor, axis: int) -> Tensor:

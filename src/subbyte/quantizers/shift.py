@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..numerics import MAX_EXPONENT
+from ..numerics import MAX_EXPONENT, clipped
+from ..qtensor import Emulated, QTensor
 from ..wording import closest
-from .base import Quantizer, check_clip, clipped
+from .base import Quantizer, check_clip
 from .groups import split
 
 
@@ -69,6 +70,13 @@ class ShiftQuant(Quantizer):
     @property
     def range_axis(self) -> int:
         return self.axis
+
+    def represent(self, x: Tensor, stream: Tensor | None) -> QTensor | Emulated:
+        if self.exponents == "chosen" or not 0 <= self.axis < x.ndim or not x.shape[self.axis]:
+            return super().represent(x, stream)
+        form = (self.max_shift, self.clip, stream, self.bits, self.signed)
+        codes, scale, shift = ops.shift_codes(x, self.axis, *form)  # the same in one call
+        return QTensor(codes, scale, self.format, shift, self.max_shift)
 
     @property
     def shifts(self) -> bool:

@@ -1,0 +1,58 @@
+"""absmax_codes and shift_codes on the C++ kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..numerics import IntFormat
+from ._cpu_call import axes, call, dense_float32, transposition
+from ._native import FLOAT, INT, INT64, POINTER, function
+
+_STREAM = (POINTER, INT64, INT64, INT64)  # stream, order
+_absmax = function("sb_absmax_codes", POINTER, INT64, FLOAT, *_STREAM, INT, INT, POINTER, POINTER, INT)
+_shift = function(
+    "sb_shift_codes", *(POINTER, INT64, INT64, INT64, INT, FLOAT), *_STREAM, INT, INT, *(POINTER,) * 3, INT
+)
+
+
+def absmax_codes(x: Tensor, clip: float, stream: Tensor | None, bits: int, signed: bool) -> tuple[Tensor, Tensor]:
+    found = _found(x, stream)
+    if found is None:
+        return NotImplemented
+    (x32, *drawn), fmt = found, IntFormat(bits, signed)
+    codes, scale = torch.empty_like(x32, dtype=fmt.dtype), torch.empty([1] * x.ndim)
+    out = (fmt.qmin, fmt.qmax, codes.data_ptr(), scale.data_ptr())
+    done = call("absmax_codes", _absmax, x32.data_ptr(), x32.numel(), clip, *drawn, *out)
+    return (codes, scale) if done else NotImplemented
+
+
+def shift_codes(
+    x: Tensor, axis: int, top: int, clip: float, stream: Tensor | None, bits: int, signed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    found = _found(x, stream)
+    if found is None:
+        return NotImplemented
+    (x32, *drawn), fmt, groups = found, IntFormat(bits, signed), x.shape[axis]
+    of_axis = axes(x32, [axis])
+    assert of_axis is not None, "one axis is always one run"
+    codes, scale = torch.empty_like(x32, dtype=fmt.dtype), torch.empty([1] * x.ndim)
+    shift = torch.empty([n if i == axis else 1 for i, n in enumerate(x.shape)], dtype=torch.uint8)
+    out = (fmt.qmin, fmt.qmax, codes.data_ptr(), scale.data_ptr(), shift.data_ptr())
+    sizes = (x32.numel(), groups, of_axis[1], top, clip)
+    done = call("shift_codes", _shift, x32.data_ptr(), *sizes, *drawn, *out)
+    return (codes, scale, shift) if done else NotImplemented
+
+
+def _found(x: Tensor, stream: Tensor | None) -> tuple | None:
+    """(x as dense float32, address of the stream, order); None where the kernels do not cover them."""
+    x32 = dense_float32(x)
+    if x32 is None:
+        return None
+    if stream is None:
+        return x32, None, 1, x.numel(), 1
+    order = transposition(x32)
+    return None if order is None or stream.device.type != "cpu" else (x32, stream.data_ptr(), *order)
+
+
+OPS = (absmax_codes, shift_codes)
