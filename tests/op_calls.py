@@ -10,6 +10,7 @@ from torch import Tensor
 
 from chain_calls import CALLS as CHAIN_CALLS
 from constants_calls import CALLS as CONSTANTS_CALLS
+from linear_calls import CALLS as LINEAR_CALLS
 from norm_layer_calls import CALLS as NORM_LAYER_CALLS
 from subbyte.numerics import IntFormat
 from subbyte.ops import use_backend
@@ -293,5 +294,5 @@ CALLS["scaled_conv2d_amax"] = scaled_conv2d
 CALLS["scaled_conv2d_grad_input_amax"] = scaled_conv2d_grad_input
 
 CALLS["scaled_conv2d_grad_input_plus"] = scaled_conv2d_grad_input_plus
-CALLS.update(CHAIN_CALLS | CONSTANTS_CALLS | NORM_LAYER_CALLS)
+CALLS.update(CHAIN_CALLS | CONSTANTS_CALLS | NORM_LAYER_CALLS | LINEAR_CALLS)
 """op -> its argument lists; the number makes them larger, so that several threads have work."""

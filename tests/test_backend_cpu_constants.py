@@ -1,4 +1,7 @@
-"""The small ops of ops/constants.py: the C++ loops give the bits of the reference, NaN and Inf included."""
+"""Ops of a few operations, or of other ops (ops/constants.py, codes.py, linear.py): the CPU gives the reference's bits.
+
+NaN and Inf included.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,12 @@ import math
 import pytest
 import torch
 
-from constants_calls import CALLS
+from constants_calls import CALLS as CONSTANTS_CALLS
+from linear_calls import CALLS as LINEAR_CALLS
 from subbyte import ops
 from subbyte.backends import cpu
+
+CALLS = CONSTANTS_CALLS | LINEAR_CALLS
 
 pytestmark = pytest.mark.skipif(bool(cpu.available()), reason=cpu.available())
 

@@ -7,7 +7,7 @@ from torch import nn
 
 import subbyte as sb
 from models_for_tests import BITS, INTEGER, RECIPES, assert_product, product_model, ran, relative
-from subbyte import AbsMax, LayerScheme, Scheme, ShiftQuant
+from subbyte import AbsMax, LayerScheme, Scheme, ShiftQuant, at_once
 
 FLOAT = Scheme.from_name("float").layer
 
@@ -25,7 +25,7 @@ def test_equals_a_float64_model_of_the_same_codes(recipe, bias):
     found = product_model(layer, x, torch.randn_like, F.linear)
     assert_product(found, BITS[recipe])
     assert ran(layer) == INTEGER
-    assert "scaled_matmul" in layer.record.kernels
+    assert {"linear_forward", "linear_backward"} <= set(layer.record.kernels)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -134,6 +134,41 @@ def test_wrong_inputs():
 
 def test_backward_reads_what_was_saved_without_unpacking_it():
     layer = make(Scheme.from_name("int4").layer)
-    layer(torch.randn(9, 48, requires_grad=True)).sum().backward()
+    g = torch.randn(20, 9).T  # no matrix for linear_backward
+    layer(torch.randn(9, 48, requires_grad=True)).backward(g)
+    assert "linear_backward" not in layer.record.kernels
     assert "scaled_matmul_packed" in layer.record.kernels
     assert "unpack_codes" not in layer.record.kernels
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_at_once_equals_one_op_after_the_other(recipe, bias, monkeypatch):
+    layer = make(Scheme.from_name(recipe).layer, bias)
+    x, g = torch.randn(33, 48, requires_grad=True), torch.randn(33, 20)
+
+    def step() -> list[torch.Tensor]:
+        layer.record.kernels.clear()
+        torch.manual_seed(2)
+        y = layer(x)
+        return [y, *torch.autograd.grad(y, (x, *layer.parameters()), g)]
+
+    ours = step()
+    assert layer.record.kernels.keys() == INTEGER.keys() | {"linear_forward", "linear_backward"}
+    for one in ("forward", "backward"):
+        monkeypatch.setattr(at_once, one, lambda *_: None)
+        for a, b in zip(step(), ours, strict=True):
+            assert torch.equal(a, b)
+    assert not layer.record.kernels.keys() & {"linear_forward", "linear_backward"}
+
+
+def test_frozen_and_observed_layers():
+    layer = make(Scheme.from_name("int4").layer)
+    x = torch.randn(9, 48, requires_grad=True)
+    layer.requires_grad_(False)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert layer.weight.grad is None
+    layer.record.armed = True
+    layer(x).sum().backward()
+    assert set(layer.record.operands) == {"activation", "weight", "gradient"}

@@ -97,7 +97,7 @@ def test_bias_gradient(shape, quantizer):
 
 
 def test_the_weight_is_quantized_once_and_the_gradient_once():
-    layer = sb.nn.Linear(12, 10, scheme=sb.Scheme.from_name("int4").layer)
+    layer = sb.nn.Conv2d(12, 10, 1, scheme=sb.Scheme.from_name("int4").layer)
     calls: list[tuple] = []
     quantizers = (torch.ops.subbyte.absmax_codes.default, torch.ops.subbyte.shift_codes.default)
 
@@ -108,8 +108,8 @@ def test_the_weight_is_quantized_once_and_the_gradient_once():
             return func(*args, **(kwargs or {}))
 
     with Watch():
-        layer(torch.randn(3, 12, requires_grad=True)).sum().backward()
-    assert calls == [(3, 12), (10, 12), (3, 10)]
+        layer(torch.randn(3, 12, 5, 5, requires_grad=True)).sum().backward()
+    assert calls == [(3, 12, 5, 5), (10, 12, 1, 1), (3, 10, 5, 5)]
 
 
 def test_stochastic_gradients_are_unbiased():

@@ -11,12 +11,13 @@ grad_weight, GroupOracle's grad_input), is emulated: the float product of the de
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import ops
+from . import at_once, ops
 from .numerics import draw_stream
 from .observe import LayerRecord
 from .ops import ContractError
@@ -49,10 +50,14 @@ class QuantizedProduct(torch.autograd.Function):
     ) -> Tensor:
         with ops.recording(record.kernels):
             part = products.part
-            qx = quantized(f"{part}activation", x, scheme.activation, streams, 1, record)
             packed = isinstance(w, PackedQTensor)
-            qw = ops.unpack(w) if packed else quantized(f"{part}weight", w, scheme.weight, streams, 2, record)
-            y = product(f"{part}output", products.output, products.float_output, qx, qw, bias)
+            found = None if record.armed else at_once.forward(x, w, bias, products, scheme)
+            if found is None:
+                qx = quantized(f"{part}activation", x, scheme.activation, streams, 1, record)
+                qw = ops.unpack(w) if packed else quantized(f"{part}weight", w, scheme.weight, streams, 2, record)
+                y = product(f"{part}output", products.output, products.float_output, qx, qw, bias)
+            else:
+                y, qx, qw = found
             need_x, need_w = ctx.needs_input_grad[:2]
             saver = Saver()
             ctx.source_x = saver.keep_source(x, qx, scheme.activation)
@@ -75,31 +80,54 @@ class QuantizedProduct(torch.autograd.Function):
         need_x, need_w, need_bias = ctx.needs_input_grad[:3]
         need_x = need_x or ctx.source_x is not None
         (x_shape, x_dtype), (w_shape, w_dtype) = ctx.x_like, ctx.w_like
-        grad_x = grad_w = grad_bias = None
+        grad_x: Any = None
+        grad_w: Any = None
+        grad_bias: Any = None
         with ops.recording(ctx.record.kernels):
             p, part = ctx.products, ctx.products.part
-            samples = gradient_samples(f"{part}gradient", g, ctx.scheme, streams, ctx.record)
+            found = None
+            if not ctx.record.armed:
+                stream = partial(stream_of, ctx.scheme.gradient, streams, 0, g.device)
+                operands = (x if need_w else None, w if need_x else None)
+                found = at_once.backward(g, *operands, need_bias, p, ctx.scheme, stream)
+            if found is None:
+                samples = gradient_samples(f"{part}gradient", g, ctx.scheme, streams, ctx.record)
+                if need_x:
+                    grad_x = product(f"{part}grad_input", p.grad_input, p.float_grad_input, samples[0], w, x_shape)
+                if need_w:
+                    name = f"{part}grad_weight"
+                    grad_w = mean([product(name, p.grad_weight, p.float_grad_weight, q, x, w_shape) for q in samples])
+                if need_bias:
+                    grad_bias = mean([channel_sum(q) for q in samples])
+            else:
+                grad_x, grad_w, grad_bias = found
             if need_x:
-                grad_x = product(f"{part}grad_input", p.grad_input, p.float_grad_input, samples[0], w, x_shape)
                 grad_x = learned(ctx.scheme.activation, restore, ctx.source_x, grad_x).to(x_dtype)
             if need_w:
-                name = f"{part}grad_weight"
-                grad_w = mean([product(name, p.grad_weight, p.float_grad_weight, q, x, w_shape) for q in samples])
                 grad_w = learned(ctx.scheme.weight, restore, ctx.source_w, grad_w).to(w_dtype)
             if need_bias:
-                grad_bias = mean([channel_sum(q) for q in samples]).to(ctx.bias_dtype)
-        return grad_x, grad_w, grad_bias, None, None, None, None, None
+                grad_bias = grad_bias.to(ctx.bias_dtype)
+        wanted = (need_x, need_w, need_bias)
+        grads = (g if need else None for g, need in zip((grad_x, grad_w, grad_bias), wanted, strict=True))
+        return *grads, None, None, None, None, None
 
 
 def quantized(role: str, x: Tensor, quantizer: Quantizer | None, streams, which: int, record: LayerRecord) -> Operand:
     """x through its quantizer, measured if the layer is observed; x itself where there is none."""
     if quantizer is None:
         return x
-    if quantizer.stochastic and streams is None:  # a layer in eval mode: its forward has drawn nothing
-        streams = draw_stream(max(STREAMS, which + 1), x.device)
-    q = quantizer(x, streams[which] if quantizer.stochastic else None)
+    q = quantizer(x, stream_of(quantizer, streams, which, x.device))
     record.measure(role, x, q, quantizer)
     return q
+
+
+def stream_of(quantizer: Quantizer | None, streams, which: int, device: torch.device) -> Tensor | None:
+    """The stream that a quantizer rounds by, None for one to nearest."""
+    if quantizer is None or not quantizer.stochastic:
+        return None
+    if streams is None:  # a layer in eval mode: its forward has drawn nothing
+        streams = draw_stream(max(STREAMS, which + 1), device)
+    return streams[which]
 
 
 def gradient_samples(role: str, g: Tensor, scheme: LayerScheme, streams, record: LayerRecord) -> list[Operand]:

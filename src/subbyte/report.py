@@ -75,6 +75,15 @@ def _matmul_packed_flops(a, a_shift, a_bits, a_signed, a_max, b, size, *_rest, o
     return 2 * math.prod(a) * size[-1]
 
 
+def _linear_flops(x, w, *_rest, out_shape=None, **_kwargs) -> int:
+    return 2 * math.prod(x) * w[0]
+
+
+def _linear_backward_flops(g, stream, top, clip, bits, inputs, sums, x, *rest, out_shape=None, **_kwargs) -> int:
+    w = rest[3]
+    return 2 * math.prod(g) * inputs * ((x is not None) + (w is not None))
+
+
 def _conv_flops(a, a_shift, a_bits, a_signed, a_max, b, *_rest, out_shape=None, **_kwargs) -> int:
     return 2 * math.prod(out_shape) * math.prod(b[1:])  # every output pixel meets its group's whole kernel
 
@@ -145,6 +154,8 @@ _PRODUCTS: dict[Any, Callable[..., int]] = {
     _OPS.int_matmul: _matmul_flops,
     _OPS.scaled_matmul: _matmul_flops,
     _OPS.scaled_matmul_packed: _matmul_packed_flops,
+    _OPS.linear_forward: _linear_flops,
+    _OPS.linear_backward: _linear_backward_flops,
     _OPS.scaled_conv2d: _conv_flops,
     _OPS.scaled_conv2d_grad_input: _grad_input_flops,
     _OPS.scaled_conv2d_grad_weight: _grad_weight_flops,

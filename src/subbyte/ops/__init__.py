@@ -14,9 +14,10 @@ from .conv import (
     conv2d_grad_weight,
     memory_format,
 )
-from .dispatch import BackendError, last_kernel, note, recording, registered, use_backend
+from .dispatch import BackendError, covered, last_kernel, note, recording, registered, use_backend
 from .integer_conv import int_conv2d, int_conv2d_grad_input, int_conv2d_grad_weight
 from .integers import SUM_BITS, int_amax, int_lookup, int_norm_grad, int_quantize
+from .linear import linear_backward, linear_forward
 from .matmul import ContractError, channel_sums, int_matmul, matmul, matmul_accumulators
 from .quantize import WHOLE, amax, narrow, pack, packed_bytes, quantize, unpack
 from .tokens import quantize_tokens, token_exponents
@@ -39,6 +40,7 @@ __all__ = [
     "conv2d_grad_input_amax",
     "conv2d_grad_input_plus",
     "conv2d_grad_weight",
+    "covered",
     "int_amax",
     "int_conv2d",
     "int_conv2d_grad_input",
@@ -48,6 +50,8 @@ __all__ = [
     "int_norm_grad",
     "int_quantize",
     "last_kernel",
+    "linear_backward",
+    "linear_forward",
     "matmul",
     "matmul_accumulators",
     "memory_format",

@@ -80,6 +80,11 @@ def _run(name: str, reference: Callable, args: tuple) -> tuple[str, object]:
         return REFERENCE, reference(*args)
 
 
+def covered(name: str) -> bool:
+    """May this op be called: is no backend forced, or one that has it? Asked of an op that other ops can stand for."""
+    return _forced in (None, REFERENCE) or hasattr(forced_backend(str(_forced)), name)
+
+
 def forced_backend(name: str) -> ModuleType:
     """The backend of that name, or BackendError with what exists and why this one cannot run."""
     found = backends.discover()

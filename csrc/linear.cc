@@ -1,0 +1,70 @@
+// sb_linear_forward and sb_linear_backward: a linear layer in one call each way (ops/linear.py): codes of its operands,
+// in memory that the next call uses again, and its products by sb_gemm.
+#include <vector>
+
+#include "exports.h"
+#include "memory.h"
+#include "numerics.h"
+
+namespace sb {
+namespace {
+
+// Where a call of sb_gemm (gemm.cc) has the address of its left codes, of their exponents, of its right codes, and of
+// the scales of both. Python fills in everything else.
+enum : int { kLeft = 0, kLeftShift = 3, kRight = 7, kLeftScale = 21, kRightScale = 23 };
+
+template <class T>
+i64 address(const T* p) { return reinterpret_cast<i64>(p); }
+
+}  // namespace
+}  // namespace sb
+
+// x, w: dense floats -> their codes, packed, and scales; and what `product` multiplies: x by w transposed.
+SB_EXPORT const char* sb_linear_forward(
+    const float* x, sb::i64 x_n, float x_clip, int x_bits, int x_low, int x_high, const float* w, sb::i64 w_n,
+    float w_clip, int w_bits, int w_low, int w_high, sb::i64* product, sb::u8* x_packed, float* x_scale,
+    sb::u8* w_packed, float* w_scale, int threads) {
+    using namespace sb;
+    const Scratch x_codes(x_n), w_codes(w_n);
+    u8 *qx = x_codes.as<u8>(), *qw = w_codes.as<u8>();
+    sb_absmax_codes(x, x_n, x_clip, nullptr, 1, x_n, 1, x_low, x_high, qx, x_scale, threads);
+    sb_absmax_codes(w, w_n, w_clip, nullptr, 1, w_n, 1, w_low, w_high, qw, w_scale, threads);
+    sb_pack_codes(qx, x_n, x_bits, x_packed, threads);
+    sb_pack_codes(qw, w_n, w_bits, w_packed, threads);
+    product[kLeft] = address(qx), product[kRight] = address(qw);
+    product[kLeftScale] = address(x_scale), product[kRightScale] = address(w_scale);
+    return sb_gemm(product, threads);
+}
+
+// g: (rows, outputs) dense floats -> grad_input = g w, grad_weight = g transposed by x, and ones by g; each product may
+// be null.
+SB_EXPORT const char* sb_linear_backward(
+    const float* g, sb::i64 rows, sb::i64 outputs, int top, float clip, const sb::i64* stream, int high,
+    sb::i64* grad_input, sb::i64* grad_weight, sb::i64* grad_bias, int threads) {
+    using namespace sb;
+    const i64 n = rows * outputs;
+    const Scratch codes(n);
+    const i8* q = codes.as<i8>();
+    std::vector<u8> shift(static_cast<size_t>(outputs));
+    float step;
+    const char* kernel = sb_shift_codes(
+        g, n, outputs, 1, top, clip, stream, 1, n, 1, -high, high, codes.as<i8>(), &step, shift.data(), threads);
+    std::vector<float> steps(static_cast<size_t>(outputs), step);  // of each output
+    for (size_t i = 0; i < steps.size(); ++i) steps[i] /= power_of_two(shift[i]);
+    const float least = step / power_of_two(static_cast<u8>(top)), one = 1.0f;
+    if (grad_input) {
+        grad_input[kLeft] = address(q), grad_input[kLeftScale] = address(&least);
+        if (top) grad_input[kLeftShift] = address(shift.data());
+        kernel = sb_gemm(grad_input, threads);
+    }
+    if (grad_weight) {
+        grad_weight[kLeft] = address(q), grad_weight[kLeftScale] = address(steps.data());
+        kernel = sb_gemm(grad_weight, threads);
+    }
+    if (grad_bias) {
+        grad_bias[kRight] = address(q), grad_bias[kRightScale] = address(steps.data());
+        grad_bias[kLeftScale] = address(&one);
+        kernel = sb_gemm(grad_bias, threads);
+    }
+    return kernel;
+}

@@ -1,0 +1,112 @@
+"""A whole linear layer, forward and backward, in one call each on the C++ kernels."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..numerics import IntFormat
+from ._cpu_call import call, dense_float32
+from ._cpu_products import _GEMM_CALL, _NO_LEADING, _sum_is
+from ._native import FLOAT, INT, INT64, POINTER, function
+
+_QUANTIZED = (POINTER, INT64, FLOAT, INT, INT, INT)  # values, how many, clip, bits, qmin, qmax
+_forward = function("sb_linear_forward", *_QUANTIZED * 2, *(POINTER,) * 5, INT)
+_backward = function("sb_linear_backward", POINTER, INT64, INT64, INT, FLOAT, POINTER, INT, *(POINTER,) * 3, INT)
+
+_Call = ctypes.c_int64 * (_GEMM_CALL.size // 8)
+_Form = tuple[int, bool, int]
+"""Of codes: bits, signed, max_shift."""
+
+
+def linear_forward(x, w, bias, x_clip: float, x_bits: int, x_signed: bool, w_clip: float, w_bits: int, w_signed: bool):
+    x32, w32 = _row_major(x), _row_major(w)
+    if x32 is None or w32 is None or not _numbers(bias, len(w)):
+        return NotImplemented
+    (rows, inputs), outputs = x.shape, len(w)
+    bias = None if bias is None else bias.to(torch.float32).contiguous()
+    y, sx, sw = torch.empty(rows, outputs), torch.empty(1, 1), torch.empty(1, 1)
+    px, pw = (_packed_like(t, bits) for t, bits in ((x, x_bits), (w, w_bits)))
+    left, right = (0, inputs, 1, (x_bits, x_signed, 0)), (0, inputs, 1, (w_bits, w_signed, 0))
+    product = _product(left, right, False, (rows, outputs, inputs), y, (0, 0, bias))
+    if product is None:
+        return NotImplemented
+    found = []
+    for t, clip, bits, signed in ((x32, x_clip, x_bits, x_signed), (w32, w_clip, w_bits, w_signed)):
+        fmt = IntFormat(bits, signed)
+        found += [t.data_ptr(), t.numel(), clip, bits, fmt.qmin, fmt.qmax]
+    out = (t.data_ptr() for t in (px, sx, pw, sw))
+    return (y, px, sx, pw, sw) if call("linear_forward", _forward, *found, product, *out) else NotImplemented
+
+
+def linear_backward(
+    g, stream, top, clip, bits, inputs, sums: bool, x, x_scale, x_bits, x_signed, w, w_scale, w_bits, w_signed: bool
+):
+    g32 = _row_major(g)
+    if g32 is None or not _bytes(x, x_bits, inputs * len(g)) or not _bytes(w, w_bits, inputs * g.shape[1]):
+        return NotImplemented
+    (rows, outputs), of_g = g.shape, (bits, True, 0)
+    grads = [torch.empty(0), torch.empty(0), torch.empty(outputs if sums else 0)]
+    products: list[Any] = [None, None, None]
+    if w is not None:
+        grads[0], form = torch.empty(rows, inputs), (bits, True, top)
+        right = (w.data_ptr(), 1, inputs, (w_bits, w_signed, 0))
+        scales = (0, w_scale.data_ptr(), None)
+        products[0] = _product((0, outputs, 1, form), right, w_bits < 8, (rows, inputs, outputs), grads[0], scales)
+    if x is not None:
+        grads[1] = torch.empty(outputs, inputs)
+        right = (x.data_ptr(), 1, inputs, (x_bits, x_signed, 0))
+        scales = (1, x_scale.data_ptr(), None)
+        products[1] = _product((0, 1, outputs, of_g), right, x_bits < 8, (outputs, inputs, rows), grads[1], scales)
+    if sums:
+        ones = torch.ones(rows, dtype=torch.int8)
+        left, right = (ones.data_ptr(), rows, 1, (2, True, 0)), (0, 1, outputs, of_g)
+        products[2] = _product(left, right, False, (1, outputs, rows), grads[2], (0, 0, None), 1)
+    if any(p is None and len(t) for p, t in zip(products, grads, strict=True)):
+        return NotImplemented
+    address = None if stream is None else stream.data_ptr()
+    high = IntFormat(bits).qmax
+    done = call("linear_backward", _backward, g32.data_ptr(), rows, outputs, top, clip, address, high, *products)
+    return tuple(grads) if done else NotImplemented
+
+
+def _product(left, right, packed: bool, size: tuple[int, int, int], out: Tensor, scales, column_step: int = 0) -> Any:
+    """What sb_gemm takes; None where the sums are too wide.
+
+    left, right  (address, step from row to row of A or from column to column of B, step along the sum, form)
+    size         M, N, K
+    scales       (step of A's scale, address of B's, bias); column_step: of B's
+    """
+    (a, a_outer, a_inner, a_form), (b, b_outer, b_inner, b_form) = left, right
+    width = _sum_is(a_form, b_form, size[2])
+    if width == "too wide":
+        return None
+    row_step, scale, bias = scales
+    return _Call(
+        *(a, a_outer, a_inner, 0, *a_form, b, b_outer, b_inner, 0, *b_form),
+        *(packed, *size, width == "int64", out.data_ptr(), True),
+        *(0, row_step, scale, column_step, 0 if bias is None else bias.data_ptr(), *_NO_LEADING),
+    )
+
+
+def _row_major(t: Tensor) -> Tensor | None:
+    """As float32; None where it is no matrix with elements, one row behind the other."""
+    return dense_float32(t) if t.ndim == 2 and t.numel() and t.is_contiguous() else None
+
+
+def _packed_like(t: Tensor, bits: int) -> Tensor:
+    return torch.empty(-(-t.numel() * bits // 8), dtype=torch.uint8)
+
+
+def _bytes(packed: Tensor | None, bits: int, numel: int) -> bool:
+    return packed is None or (packed.is_cpu and packed.is_contiguous() and packed.numel() == -(-numel * bits // 8))
+
+
+def _numbers(bias: Tensor | None, outputs: int) -> bool:
+    return bias is None or (bias.is_cpu and bias.shape == (outputs,))
+
+
+OPS = (linear_forward, linear_backward)

@@ -1,0 +1,43 @@
+"""Arguments for the ops of ops/linear.py, for op_calls.py."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from chain_calls import _floats
+from subbyte.ops import packed_bytes
+
+FORMS = ((4, True), (8, True), (6, False), (8, False))
+"""Bits and sign of x; w has as many bits."""
+
+
+def linear_forward(big: int) -> list[tuple]:
+    x, w, bias = _floats(7 * big, 19), _floats(5 * big, 19), _floats(5 * big)
+    calls = [(x, w, b, clip, *form, 0.75, form[0], True) for form in FORMS for b, clip in ((bias, 0.3), (None, 1.0))]
+    return [*calls, (x * 0, w, bias, 1.0, 4, True, 1.0, 4, True), (x[:1], w[:1], bias[:1], 1.0, 4, True, 1.0, 4, True)]
+
+
+def _bytes(numel: int, bits: int) -> Tensor:
+    """Packed codes, none of them the most negative number of its width."""
+    if bits == 8:
+        return (torch.arange(numel) * 37 % 255 - 127).to(torch.int8).view(torch.uint8)
+    return (torch.arange(packed_bytes(numel, bits)) * 37 % 251).to(torch.uint8) & (0x77 if bits == 4 else 0xFF)
+
+
+def linear_backward(big: int) -> list[tuple]:
+    rows, outputs, inputs = 7 * big, 5 * big, 19
+    g, stream = _floats(rows, outputs) * torch.exp2(-torch.arange(outputs) / 3), torch.tensor(-9)
+    scales = torch.full((1, 1), 0.25), torch.full((1, 1), 0.5)
+    calls = []
+    for bits, signed in ((4, True), (8, True), (8, False)):
+        x = (_bytes(rows * inputs, bits), scales[0], bits, signed)
+        w = (_bytes(outputs * inputs, bits), scales[1], bits, True)
+        none = (None, None, bits, True)
+        forms = ((stream, 8, 0.5), (None, 3, 1.0), (stream, 0, 0.3))
+        calls += [(g, *form, bits, inputs, True, *x, *w) for form in forms]
+        calls += [(g, *forms[0], bits, inputs, False, *a, *b) for a, b in ((x, none), (none, w))]
+    return calls
+
+
+CALLS = {f.__name__: f for f in (linear_forward, linear_backward)}
