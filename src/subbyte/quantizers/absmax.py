@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ops
 from ..numerics import clipped
 from ..qtensor import Emulated, QTensor
-from .base import Quantizer, check_clip
+from .base import Quantizer, channel_ranges, check_clip
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,9 @@ class PerChannel(Quantizer):
     @property
     def range_axis(self) -> int:
         return self.axis
+
+    def ranges(self, x: Tensor) -> tuple[Tensor, None, int]:
+        return channel_ranges(x, self.axis), None, 0  # an axis of -1 is none, and not ops.WHOLE
 
     def ranges_of(self, r_k: Tensor) -> tuple[Tensor, None, int]:
         return r_k, None, 0
