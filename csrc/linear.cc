@@ -37,18 +37,28 @@ SB_EXPORT const char* sb_linear_forward(
 }
 
 // g: (rows, outputs) dense floats -> grad_input = g w, grad_weight = g transposed by x, and ones by g; each product may
-// be null.
+// be null. Exponents up to `top` belong to rows (tokens, without a clip) or to outputs.
 SB_EXPORT const char* sb_linear_backward(
-    const float* g, sb::i64 rows, sb::i64 outputs, int top, float clip, const sb::i64* stream, int high,
+    const float* g, sb::i64 rows, sb::i64 outputs, int tokens, int top, float clip, const sb::i64* stream, int bits,
     sb::i64* grad_input, sb::i64* grad_weight, sb::i64* grad_bias, int threads) {
     using namespace sb;
     const i64 n = rows * outputs;
     const Scratch codes(n);
     const i8* q = codes.as<i8>();
     std::vector<u8> shift(static_cast<size_t>(outputs));
+    const int high = (1 << (bits - 1)) - 1;
     float step;
-    const char* kernel = sb_shift_codes(
-        g, n, outputs, 1, top, clip, stream, 1, n, 1, -high, high, codes.as<i8>(), &step, shift.data(), threads);
+    const char* kernel;
+    if (tokens) {  // the shift is in the codes
+        sb_amax(g, 1, 1, n, &step, threads);
+        kernel = sb_quantize_tokens(
+            g, rows, outputs, &step, stream, 1, n, 1, bits, top, codes.as<i8>(), threads);
+        step = step / static_cast<float>(high) / power_of_two(static_cast<u8>(top));
+        top = 0;
+    } else {
+        kernel = sb_shift_codes(
+            g, n, outputs, 1, top, clip, stream, 1, n, 1, -high, high, codes.as<i8>(), &step, shift.data(), threads);
+    }
     std::vector<float> steps(static_cast<size_t>(outputs), step);  // of each output
     for (size_t i = 0; i < steps.size(); ++i) steps[i] /= power_of_two(shift[i]);
     const float least = step / power_of_two(static_cast<u8>(top)), one = 1.0f;

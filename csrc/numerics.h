@@ -13,8 +13,6 @@ constexpr int kFractionBits = 16;
 constexpr float kOne = 1 << kFractionBits;  // a code's step in fixed point
 constexpr float kRangeFloor = 0x1p-80f;     // RANGE_FLOOR
 
-constexpr float kRangeFloor = 0x1p-80f;  // numerics.RANGE_FLOOR
-
 inline float range_from_bits(i32 bits) {
     float r;
     std::memcpy(&r, &bits, sizeof r);

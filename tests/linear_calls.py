@@ -34,8 +34,9 @@ def linear_backward(big: int) -> list[tuple]:
         x = (_bytes(rows * inputs, bits), scales[0], bits, signed)
         w = (_bytes(outputs * inputs, bits), scales[1], bits, True)
         none = (None, None, bits, True)
-        forms = ((stream, 8, 0.5), (None, 3, 1.0), (stream, 0, 0.3))
-        calls += [(g, *form, bits, inputs, True, *x, *w) for form in forms]
+        forms = ((stream, False, 8, 0.5), (None, False, 3, 1.0), (stream, False, 0, 0.3))
+        tokens = ((stream, True, 8 - bits, 1.0), (None, True, (8 - bits) // 2, 1.0))
+        calls += [(g, *form, bits, inputs, True, *x, *w) for form in (*forms, *tokens)]
         calls += [(g, *forms[0], bits, inputs, False, *a, *b) for a, b in ((x, none), (none, w))]
     return calls
 

@@ -14,7 +14,7 @@ from . import ops
 from .ops.matmul import check_bias
 from .products import MatmulProducts, Products
 from .qtensor import PackedQTensor
-from .quantizers import AbsMax, Quantizer, ShiftQuant
+from .quantizers import AbsMax, Quantizer, ShiftQuant, TokenShiftQuant
 from .scheme import LayerScheme
 
 
@@ -45,16 +45,19 @@ def backward(g: Tensor, x: Any, w: Any, sums: bool, products: Products, scheme: 
     q = scheme.gradient
     if type(products) is not MatmulProducts or scheme.gradient_samples != 1 or not ops.covered("linear_backward"):
         return None
+    tokens = type(q) is TokenShiftQuant
     if type(q) is AbsMax:
-        top = 0
+        top, clip = 0, q.clip
     elif type(q) is ShiftQuant and q.axis == 1 and q.exponents == "consecutive":
-        top = q.max_shift
+        top, clip = q.max_shift, q.clip
+    elif isinstance(q, TokenShiftQuant) and tokens:
+        top, clip = q.top, 1.0
     else:
         return None
     if not q.signed or not _takes(g) or g.shape[1] == 1 or not _saved(x) or not _saved(w) or x is w:
         return None
     inputs = (w if x is None else x).shape[1]
-    found = ops.linear_backward(g, stream(), top, q.clip, q.bits, inputs, sums, *_operand(x), *_operand(w))
+    found = ops.linear_backward(g, stream(), tokens, top, clip, q.bits, inputs, sums, *_operand(x), *_operand(w))
     for name, operand in (("grad_input", w), ("grad_weight", x)):
         if operand is not None:
             ops.note(name, "integer")

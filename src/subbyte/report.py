@@ -79,7 +79,9 @@ def _linear_flops(x, w, *_rest, out_shape=None, **_kwargs) -> int:
     return 2 * math.prod(x) * w[0]
 
 
-def _linear_backward_flops(g, stream, top, clip, bits, inputs, sums, x, *rest, out_shape=None, **_kwargs) -> int:
+def _linear_backward_flops(
+    g, stream, tokens, top, clip, bits, inputs, sums, x, *rest, out_shape=None, **_kwargs
+) -> int:
     w = rest[3]
     return 2 * math.prod(g) * inputs * ((x is not None) + (w is not None))
 

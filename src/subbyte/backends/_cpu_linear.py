@@ -15,7 +15,7 @@ from ._native import FLOAT, INT, INT64, POINTER, function
 
 _QUANTIZED = (POINTER, INT64, FLOAT, INT, INT, INT)  # values, how many, clip, bits, qmin, qmax
 _forward = function("sb_linear_forward", *_QUANTIZED * 2, *(POINTER,) * 5, INT)
-_backward = function("sb_linear_backward", POINTER, INT64, INT64, INT, FLOAT, POINTER, INT, *(POINTER,) * 3, INT)
+_backward = function("sb_linear_backward", POINTER, INT64, INT64, INT, INT, FLOAT, POINTER, INT, *(POINTER,) * 3, INT)
 
 _Call = ctypes.c_int64 * (_GEMM_CALL.size // 8)
 _Form = tuple[int, bool, int]
@@ -43,16 +43,31 @@ def linear_forward(x, w, bias, x_clip: float, x_bits: int, x_signed: bool, w_cli
 
 
 def linear_backward(
-    g, stream, top, clip, bits, inputs, sums: bool, x, x_scale, x_bits, x_signed, w, w_scale, w_bits, w_signed: bool
+    g,
+    stream,
+    tokens: bool,
+    top,
+    clip,
+    bits,
+    inputs,
+    sums: bool,
+    x,
+    x_scale,
+    x_bits,
+    x_signed,
+    w,
+    w_scale,
+    w_bits,
+    w_signed: bool,
 ):
     g32 = _row_major(g)
     if g32 is None or not _bytes(x, x_bits, inputs * len(g)) or not _bytes(w, w_bits, inputs * g.shape[1]):
         return NotImplemented
-    (rows, outputs), of_g = g.shape, (bits, True, 0)
+    (rows, outputs), of_g = g.shape, (bits + top if tokens else bits, True, 0)
     grads = [torch.empty(0), torch.empty(0), torch.empty(outputs if sums else 0)]
     products: list[Any] = [None, None, None]
     if w is not None:
-        grads[0], form = torch.empty(rows, inputs), (bits, True, top)
+        grads[0], form = torch.empty(rows, inputs), of_g if tokens else (bits, True, top)
         right = (w.data_ptr(), 1, inputs, (w_bits, w_signed, 0))
         scales = (0, w_scale.data_ptr(), None)
         products[0] = _product((0, outputs, 1, form), right, w_bits < 8, (rows, inputs, outputs), grads[0], scales)
@@ -68,8 +83,9 @@ def linear_backward(
     if any(p is None and len(t) for p, t in zip(products, grads, strict=True)):
         return NotImplemented
     address = None if stream is None else stream.data_ptr()
-    high = IntFormat(bits).qmax
-    done = call("linear_backward", _backward, g32.data_ptr(), rows, outputs, top, clip, address, high, *products)
+    done = call(
+        "linear_backward", _backward, g32.data_ptr(), rows, outputs, tokens, top, clip, address, bits, *products
+    )
     return tuple(grads) if done else NotImplemented
 
 

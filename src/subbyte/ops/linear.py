@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 
 from .. import numerics
+from ..numerics import IntFormat
 from .dispatch import op, registered
-from .quantize import packed_bytes
+from .quantize import WHOLE, packed_bytes
 
 
 def _forward_fake(x, w, bias, x_clip, x_bits, x_signed, w_clip, w_bits, w_signed):
@@ -40,7 +41,7 @@ def linear_forward(x, w, bias, x_clip: float, x_bits: int, x_signed: bool, w_cli
 _SAVED = "Tensor? {0}, Tensor? {0}_scale, int {0}_bits, bool {0}_signed"
 
 
-def _backward_fake(g, stream, top, clip, bits, inputs, sums, x, x_scale, x_bits, x_signed, w, *_rest):
+def _backward_fake(g, stream, tokens, top, clip, bits, inputs, sums, x, x_scale, x_bits, x_signed, w, *_rest):
     rows, outputs = g.shape
     sizes = (
         (rows, inputs) if w is not None else (0,),
@@ -51,23 +52,45 @@ def _backward_fake(g, stream, top, clip, bits, inputs, sums, x, x_scale, x_bits,
 
 
 @op(
-    "(Tensor g, Tensor? stream, int top, float clip, int bits, int inputs, bool sums, "
+    "(Tensor g, Tensor? stream, bool tokens, int top, float clip, int bits, int inputs, bool sums, "
     f"{_SAVED.format('x')}, {_SAVED.format('w')}) -> (Tensor, Tensor, Tensor)",
     _backward_fake,
 )
 def linear_backward(
-    g, stream, top, clip, bits, inputs, sums: bool, x, x_scale, x_bits, x_signed, w, w_scale, w_bits, w_signed: bool
+    g,
+    stream,
+    tokens: bool,
+    top,
+    clip,
+    bits,
+    inputs,
+    sums: bool,
+    x,
+    x_scale,
+    x_bits,
+    x_signed,
+    w,
+    w_scale,
+    w_bits,
+    w_signed,
 ):
     """(grad_input, grad_weight, grad_bias), float32, of the gradient g of linear_forward's y.
 
     x, w    packed as linear_forward saves them, or None: then there is no grad_weight, or no grad_input (no elements)
     inputs  I; sums: is grad_bias wanted?
-    top     the largest exponent of g's outputs; 0: one range for all of g
-    = shift_codes of g along its outputs, scaled_matmul_packed, channel_sums
+    tokens  do exponents belong to the rows of g (then clip is 1), or to its outputs?
+    top     the largest exponent; 0: one range for all of g
+    = shift_codes of g along its outputs or quantize_tokens, scaled_matmul_packed, channel_sums
     """
     rows, outputs = g.shape
-    q, s, shift = registered["shift_codes"](g, 1, top, clip, stream, bits, True)
-    steps = s * numerics.power_of_two(-shift.to(torch.int32))
+    if tokens:
+        r = registered["amax"](g, WHOLE)
+        q = registered["quantize_tokens"](g, r, stream, bits, top)
+        s = numerics.step(r, IntFormat(bits)) * 2.0**-top
+        steps, bits, top, shift = s.expand(1, outputs), bits + top, 0, None
+    else:
+        q, s, shift = registered["shift_codes"](g, 1, top, clip, stream, bits, True)
+        steps = s * numerics.power_of_two(-shift.to(torch.int32))
     grad_input, grad_weight, grad_bias = (g.new_empty(0, dtype=torch.float32) for _ in range(3))
     if w is not None:
         right = (w, [outputs, inputs], [inputs, 1], None, w_bits, w_signed, 0)
