@@ -99,7 +99,8 @@ def test_bias_gradient(shape, quantizer):
 def test_the_weight_is_quantized_once_and_the_gradient_once():
     layer = sb.nn.Conv2d(12, 10, 1, scheme=sb.Scheme.from_name("int4").layer)
     calls: list[tuple] = []
-    quantizers = (torch.ops.subbyte.absmax_codes.default, torch.ops.subbyte.shift_codes.default)
+    names = ("quantize", "quantize_tokens", "absmax_codes", "shift_codes")
+    quantizers = [getattr(torch.ops.subbyte, name).default for name in names]
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
