@@ -1,7 +1,7 @@
 """Suite gemm: ShiftMM on codes against torch._int_mm and float products.    A (M, K) with a shift along K, B (K, N)
 
 Ours computes the accumulators, int32 as _int_mm does; the shift is as ShiftQuant leaves it, one exponent for each
-index of K, drawn from the whole set of groups. Packing B is part of every call: in training each step has new codes.
+index of K, drawn from the groups that fold into both operands: 9 of 4 bits, 5 of 6 bits. Packing B is part of every call: in training each step has new codes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from subbyte.bench import evidence, impls
 from subbyte.bench.timing import Candidate, Case, Prepared, Skip, Trial, quickest
 from subbyte.numerics import IntFormat
 from subbyte.qtensor import QTensor
-from subbyte.quantizers import Quantizer, ShiftQuant
 
 SIZES = ((512,) * 3, (1024,) * 3, (2048,) * 3, (4096,) * 3, (4096, 512, 2048), (131072, 144, 16))
 QUICK_SIZES = ((64, 64, 64), (96, 40, 8))
@@ -39,7 +38,7 @@ def _candidates(m: int, k: int, n: int) -> list[Candidate]:
         return tuple(torch.randint(-q, q + 1, shape, dtype=torch.int8) for shape in ((m, k), (k, n)))  # type: ignore[return-value]
 
     found = [
-        Candidate(name, partial(_ours, name, *codes(_quantizer(name).bits)), operations, moved) for name in impls.OURS
+        Candidate(name, partial(_ours, name, *codes(_format(name).bits)), operations, moved) for name in impls.OURS
     ]
     found.append(Candidate(impls.INT_MM, partial(_int_mm, *codes(8)), operations, moved))
     for name, dtype in impls.FLOATS.items():
@@ -50,22 +49,22 @@ def _candidates(m: int, k: int, n: int) -> list[Candidate]:
     return found
 
 
-def _quantizer(name: str) -> Quantizer:
-    """Of the gradient: where the shift comes from."""
+def _format(name: str) -> IntFormat:
+    """Of the gradient, one of whose products this is."""
     found = impls.layer_scheme(name).gradient
     assert found is not None
-    return found
+    return found.format
 
 
 def _ours(name: str, a: Tensor, b: Tensor) -> Prepared:
-    quantizer = _quantizer(name)
+    fmt = _format(name)
     shift, top, left = None, 0, None
-    if isinstance(quantizer, ShiftQuant) and quantizer.bits < 8:  # 8 bits have no room to fold into
-        top = quantizer.max_shift
+    if fmt.bits < 8 and not impls.emulated(name):  # 8 bits have no room to fold into, PSQ's scales are no shift
+        top = 2 * (8 - fmt.bits)
         shift = torch.randint(0, top + 1, (1, a.shape[1]), dtype=torch.uint8)
         left = top - shift.flatten().int()
     one = torch.ones(1, 1)
-    qa, qb = QTensor(a, one, quantizer.format, shift, top), QTensor(b, one, quantizer.format)
+    qa, qb = QTensor(a, one, fmt, shift, top), QTensor(b, one, fmt)
     result, ran, counter = evidence.watch(lambda: ops.matmul_accumulators(qa, qb))
     evidence.require_native(ran)
     evidence.require_integer(counter)
