@@ -51,9 +51,7 @@ class OperandStats:
         if not q.format.signed:
             beyond = beyond | (x < -0.5 * q.effective_scale())
         shift = None if q.shift is None else q.shift.flatten().tolist()
-        folded = getattr(
-            quantizer, "groups_used", None
-        )  # the codes hold their shifts: what they are says the quantizer
+        folded = getattr(quantizer, "groups_used", None)  # of one whose codes hold their shifts
         return cls(
             format=str(quantizer.format if folded else q.format),
             quantizer=str(quantizer),

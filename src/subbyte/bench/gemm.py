@@ -1,7 +1,8 @@
 """Suite gemm: ShiftMM on codes against torch._int_mm and float products.    A (M, K) with a shift along K, B (K, N)
 
 Ours computes the accumulators, int32 as _int_mm does; the shift is as ShiftQuant leaves it, one exponent for each
-index of K, drawn from the groups that fold into both operands: 9 of 4 bits, 5 of 6 bits. Packing B is part of every call: in training each step has new codes.
+index of K, drawn from the groups that fold into both operands: 9 of 4 bits, 5 of 6 bits. Packing B is part of every
+call: in training each step has new codes.
 """
 
 from __future__ import annotations
