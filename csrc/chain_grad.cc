@@ -215,13 +215,12 @@ SB_EXPORT const char* sb_norm_grad_codes(
     if (stream && !Draws::covers(n, order)) return nullptr;
     const PackKernels& unpack = *unpack_op.best().table;
     const float high = static_cast<float>(top) * kOne;
-    const std::vector<float> whole = inverse_steps(strips, {r, ranges}, {shift, shifts}, high);
-    std::vector<std::vector<float>> inv(sample_shift ? 256 : 1);  // by the exponent of a sample
-    if (!sample_shift) inv[0] = whole;
+    std::vector<std::vector<float>> inv(256);  // by the exponent of a sample; the first is that of 0
+    inv[0] = inverse_steps(strips, {r, ranges}, {shift, shifts}, high);
     for (i64 i = 0; sample_shift && i < samples; ++i) {
         std::vector<float>& scaled = inv[sample_shift[i]];
         if (!scaled.empty()) continue;
-        scaled = whole;
+        scaled = inv[0];
         for (float& x : scaled) x *= power_of_two(sample_shift[i]);
     }
     const NormGrad norm(strips, {gamma, gammas}, {a, as}, {u, us}, {v, vs}, {t, ts});

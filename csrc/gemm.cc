@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu_features.h"
+#include "gemm_call.h"
 #include "gemm_plan.h"
 #include "memory.h"
 #include "pack.h"
@@ -30,23 +31,8 @@ constexpr i64 kFarBytes = 4 << 20;      // of an output that the caches do not k
                                         // fetched while the sums that go there are made
 constexpr i64 kFreshBytes = 32 << 20;   // of an output that malloc maps anew each time, whose pages are yet to come
 constexpr i64 kGrain = 1 << 18;         // multiply-accumulates below which a second thread costs more than it saves
-constexpr int kMaxLeading = 8;
 constexpr i64 kGroup = 8;   // codes that are packed together
 constexpr i64 kOrigin = 0;  // a matrix is one segment, at no offset
-
-// All 64-bit, so that Python fills it as one array; pointers are addresses, 0 for none. See _cpu_products.py.
-struct GemmCall {
-    struct Operand {
-        i64 data, outer, inner, shift, bits, is_signed, max_shift;  // strides in codes
-        Format format() const { return {bits, is_signed}; }
-        const u8* exponents() const { return reinterpret_cast<const u8*>(shift); }
-    } a, b;
-    i64 b_packed;  // are b's codes a string of bits?
-    i64 m, n, k, wide;
-    i64 out, is_float;  // int32, or int64 when wide, unless float
-    i64 a_scale, a_scale_step, b_scale, b_scale_step, bias;
-    i64 leading, size[kMaxLeading], step[kMaxLeading][4];  // of a, b, a_scale, b_scale in elements
-};
 
 struct Offsets {
     i64 a, b, a_scale, b_scale;

@@ -3,15 +3,15 @@
 #include <vector>
 
 #include "exports.h"
+#include "gemm_call.h"
 #include "memory.h"
 #include "numerics.h"
 
 namespace sb {
 namespace {
 
-// Where a call of sb_gemm (gemm.cc) has the address of its left codes, of their exponents, of its right codes, and of
-// the scales of both. Python fills in everything else.
-enum : int { kLeft = 0, kLeftShift = 3, kRight = 7, kLeftScale = 21, kRightScale = 23 };
+// A call of sb_gemm as Python fills it in, all but the codes and scales that are made here.
+GemmCall given(const void* call) { return *static_cast<const GemmCall*>(call); }
 
 template <class T>
 i64 address(const T* p) { return reinterpret_cast<i64>(p); }
@@ -22,7 +22,7 @@ i64 address(const T* p) { return reinterpret_cast<i64>(p); }
 // x, w: dense floats -> their codes, packed, and scales; and what `product` multiplies: x by w transposed.
 SB_EXPORT const char* sb_linear_forward(
     const float* x, sb::i64 x_n, float x_clip, int x_bits, int x_low, int x_high, const float* w, sb::i64 w_n,
-    float w_clip, int w_bits, int w_low, int w_high, sb::i64* product, sb::u8* x_packed, float* x_scale,
+    float w_clip, int w_bits, int w_low, int w_high, const void* product, sb::u8* x_packed, float* x_scale,
     sb::u8* w_packed, float* w_scale, int threads) {
     using namespace sb;
     const Scratch x_codes(x_n), w_codes(w_n);
@@ -31,16 +31,17 @@ SB_EXPORT const char* sb_linear_forward(
     sb_absmax_codes(w, w_n, w_clip, nullptr, 1, w_n, 1, w_low, w_high, qw, w_scale, threads);
     sb_pack_codes(qx, x_n, x_bits, x_packed, threads);
     sb_pack_codes(qw, w_n, w_bits, w_packed, threads);
-    product[kLeft] = address(qx), product[kRight] = address(qw);
-    product[kLeftScale] = address(x_scale), product[kRightScale] = address(w_scale);
-    return sb_gemm(product, threads);
+    GemmCall call = given(product);
+    call.a.data = address(qx), call.b.data = address(qw);
+    call.a_scale = address(x_scale), call.b_scale = address(w_scale);
+    return sb_gemm(&call, threads);
 }
 
 // g: (rows, outputs) dense floats -> grad_input = g w, grad_weight = g transposed by x, and ones by g; each product may
 // be null. Exponents up to `top` belong to rows (tokens, without a clip) or to outputs.
 SB_EXPORT const char* sb_linear_backward(
     const float* g, sb::i64 rows, sb::i64 outputs, int tokens, int top, float clip, const sb::i64* stream, int bits,
-    sb::i64* grad_input, sb::i64* grad_weight, sb::i64* grad_bias, int threads) {
+    const void* grad_input, const void* grad_weight, const void* grad_bias, int threads) {
     using namespace sb;
     const i64 n = rows * outputs;
     const Scratch codes(n);
@@ -63,18 +64,21 @@ SB_EXPORT const char* sb_linear_backward(
     for (size_t i = 0; i < steps.size(); ++i) steps[i] /= power_of_two(shift[i]);
     const float least = step / power_of_two(static_cast<u8>(top)), one = 1.0f;
     if (grad_input) {
-        grad_input[kLeft] = address(q), grad_input[kLeftScale] = address(&least);
-        if (top) grad_input[kLeftShift] = address(shift.data());
-        kernel = sb_gemm(grad_input, threads);
+        GemmCall call = given(grad_input);
+        call.a.data = address(q), call.a_scale = address(&least);
+        if (top) call.a.shift = address(shift.data());
+        kernel = sb_gemm(&call, threads);
     }
     if (grad_weight) {
-        grad_weight[kLeft] = address(q), grad_weight[kLeftScale] = address(steps.data());
-        kernel = sb_gemm(grad_weight, threads);
+        GemmCall call = given(grad_weight);
+        call.a.data = address(q), call.a_scale = address(steps.data());
+        kernel = sb_gemm(&call, threads);
     }
     if (grad_bias) {
-        grad_bias[kRight] = address(q), grad_bias[kRightScale] = address(steps.data());
-        grad_bias[kLeftScale] = address(&one);
-        kernel = sb_gemm(grad_bias, threads);
+        GemmCall call = given(grad_bias);
+        call.b.data = address(q), call.b_scale = address(steps.data());
+        call.a_scale = address(&one);
+        kernel = sb_gemm(&call, threads);
     }
     return kernel;
 }

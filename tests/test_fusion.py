@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 
 import pytest
 import torch
@@ -16,19 +15,13 @@ from subbyte import models, ops
 from subbyte.fusion import FusedForward
 
 LAST, FIRST = torch.channels_last, torch.contiguous_format
-CLIPPED = sb.Scheme(
-    "own",
-    sb.LayerScheme(
-        sb.AbsMax(4, clip=0.7), sb.AbsMax(4, clip=0.4), sb.ShiftQuant(4, groups=9, rounding="stochastic", clip=0.5)
-    ),
-    sb.NormScheme(saved=6),
-)
-BY_SAMPLE = dataclasses.replace(
-    CLIPPED, layer=dataclasses.replace(CLIPPED.layer, gradient=dataclasses.replace(CLIPPED.layer.gradient, axis=0))
-)
-BY_TOKEN = dataclasses.replace(
-    CLIPPED,
-    layer=dataclasses.replace(CLIPPED.layer, gradient=sb.TokenShiftQuant(4, rounding="stochastic")),
+CLIPPED, BY_SAMPLE, BY_TOKEN = (
+    sb.Scheme("own", sb.LayerScheme(sb.AbsMax(4, clip=0.7), sb.AbsMax(4, clip=0.4), gradient), sb.NormScheme(saved=6))
+    for gradient in (
+        sb.ShiftQuant(4, groups=9, rounding="stochastic", clip=0.5),
+        sb.ShiftQuant(4, groups=9, rounding="stochastic", clip=0.5, axis=0),
+        sb.TokenShiftQuant(4, rounding="stochastic"),
+    )
 )
 PASSES = ("chain_norm", "norm_relu_codes", "chain_norm_grad", "norm_grad_tokens")
 
@@ -152,6 +145,7 @@ def test_quantizers_of_the_gradient(gradient):
     ("change", "says"),
     [
         ({"gradient": sb.PerChannel(4, rounding="stochastic", axis=0)}, "must see more of a gradient"),
+        ({"gradient": sb.PerChannel(4, rounding="stochastic", axis=-1)}, "must see more of a gradient"),
         ({"gradient_samples": 2}, "more than once"),
         ({"weight": sb.LearnedStep(4)}, "none that learns"),
         ({"weight": None}, "every role needs a quantizer"),

@@ -347,7 +347,11 @@ def test_reject_unknown_names_the_closest():
 
 
 @pytest.mark.parametrize(
-    ("quantizer", "shape"), [(PerChannel(4, axis=-1), (3, 4)), (PerChannel(4, axis=2), (3, 4)), (ShiftQuant(4), (5,))]
+    ("quantizer", "shape"),
+    [
+        *((PerChannel(4, axis=-1), (3, 4)), (PerChannel(4, axis=2), (3, 4)), (ShiftQuant(4), (5,))),
+        *((ShiftQuant(4, axis=-1), (3, 4)), (ShiftQuant(4, axis=-1, exponents="chosen"), (3, 4))),
+    ],
 )
 def test_an_axis_that_the_tensor_lacks(quantizer, shape):
     with pytest.raises(ValueError, match=r"a range for each index of axis"):

@@ -234,9 +234,13 @@ def test_a_role_left_none_shows_float():
 # ----------------------------------------------------------------------------------------------------------- statistics
 
 
+def measured(x: torch.Tensor, quantizer: sb.Quantizer) -> OperandStats:
+    return OperandStats.measure(x, quantizer(x), quantizer)
+
+
 def test_statistics_by_hand():
     x = torch.tensor([[7.0, -3.4, 0.2], [0.1, 0.6, 0.0]])
-    stats = OperandStats.measure(x, AbsMax(4)(x), "q")
+    stats = measured(x, AbsMax(4))
     error = math.sqrt(0.4**2 + 0.2**2 + 0.1**2 + 0.4**2)
     assert stats.sqnr_db == pytest.approx(20 * math.log10(float(x.norm()) / error), abs=1e-4)
     assert (stats.format, stats.clipped_pct, stats.groups_used) == ("s4", 0.0, 1)
@@ -247,14 +251,14 @@ def test_statistics_by_hand():
 
 def test_clipping_by_hand():
     x = torch.tensor([[-1.0, -0.02, 0.0, 2.0]])
-    stats = OperandStats.measure(x, AbsMax(4, signed=False)(x), "q")
+    stats = measured(x, AbsMax(4, signed=False))
     assert stats.clipped_pct == 25.0
     assert stats.format == "u4"
 
 
 def test_groups_by_hand():
     x = torch.tensor([[8.0, 5.0, 3.0, 0.9, 0.0]])
-    stats = OperandStats.measure(x, ShiftQuant(4, groups=4)(x), "q")
+    stats = measured(x, ShiftQuant(4, groups=4))
     assert stats.exponents == [0, 0, 1, 3, 3]
     assert stats.groups_used == 3
     assert stats.zero_pct == 20.0
@@ -262,10 +266,10 @@ def test_groups_by_hand():
 
 def test_an_exact_tensor_and_a_nan():
     x = torch.tensor([[1.0, -7.0]])
-    assert OperandStats.measure(x, AbsMax(4)(x), "q").sqnr_db == math.inf
+    assert measured(x, AbsMax(4)).sqnr_db == math.inf
     for bad in (math.nan, math.inf):
         x[0, 0] = bad
-        assert math.isnan(OperandStats.measure(x, AbsMax(4)(x), "q").sqnr_db)
+        assert math.isnan(measured(x, AbsMax(4)).sqnr_db)
 
 
 def test_the_gradients_groups_are_reported():

@@ -45,13 +45,12 @@ def backward(g: Tensor, x: Any, w: Any, sums: bool, products: Products, scheme: 
     q = scheme.gradient
     if type(products) is not MatmulProducts or scheme.gradient_samples != 1 or not ops.covered("linear_backward"):
         return None
-    tokens = type(q) is TokenShiftQuant
     if type(q) is AbsMax:
-        top, clip = 0, q.clip
+        tokens, top, clip = False, 0, q.clip
     elif type(q) is ShiftQuant and q.axis == 1 and q.exponents == "consecutive":
-        top, clip = q.max_shift, q.clip
-    elif isinstance(q, TokenShiftQuant) and tokens:
-        top, clip = q.top, 1.0
+        tokens, top, clip = False, q.max_shift, q.clip
+    elif type(q) is TokenShiftQuant:
+        tokens, top, clip = True, q.top, 1.0
     else:
         return None
     if not q.signed or not _takes(g) or g.shape[1] == 1 or not _saved(x) or not _saved(w) or x is w:

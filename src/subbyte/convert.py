@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import integer_only
 from .fusion import unfuse_
 from .nn import REGISTRY, ProductLayer, QuantizedLayer
-from .nn.quantized import STATE_SUFFIX, change_class, original_type, quantized_class
+from .nn.quantized import STATE_SUFFIX, become_float, change_class, original_type, quantized_class
 from .scheme import LayerScheme, NormScheme, Scheme
 from .signs import nonnegative_inputs
 
@@ -103,9 +103,7 @@ def quantize_(model: nn.Module, scheme: Scheme | str, filter_fn: Filter | None =
             integer_only.attach(model)
         except integer_only.UnsupportedError:
             for layer in quantized_layers(model).values():
-                base = ProductLayer if isinstance(layer, ProductLayer) else QuantizedLayer
-                base.release(layer)  # not its own release: the layer has not been trained with statistics of its own
-                change_class(layer, layer.replaces)
+                become_float(layer)
             _clear(model)
             raise
     return model

@@ -24,8 +24,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from .convert import quantize_, quantized_layers
 from .fusion import unfuse_
 from .integer_only import IntegerOnly
-from .nn import ProductLayer, QuantizedLayer
-from .nn.quantized import change_class
+from .nn import QuantizedLayer
+from .nn.quantized import become_float
 from .scheme import Scheme
 
 LEAST_ROUNDS = 5
@@ -113,8 +113,7 @@ def _calls(probe: nn.Module, x: Any) -> dict[str, tuple[QuantizedLayer, tuple[tu
 
 def _compare(layer: QuantizedLayer, args: tuple, kwargs: dict, seconds: float) -> Gain:
     twin = copy.deepcopy(layer)
-    (ProductLayer if isinstance(twin, ProductLayer) else QuantizedLayer).release(twin)
-    change_class(twin, twin.replaces)
+    become_float(twin)
     ours, floats = (_step(m, args, kwargs) for m in (layer, twin))
     times: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds

@@ -90,6 +90,21 @@ def range_from_bits(bits: Tensor) -> Tensor:
     return torch.where(r < RANGE_FLOOR, torch.zeros_like(r), r)
 
 
+def packed_bytes(numel: int, bits: int) -> int:
+    """ceil(numel * bits / 8): what codes take that are packed without gaps."""
+    return -(-numel * bits // 8)
+
+
+def largest_exponents(r_k: Tensor, r: Tensor, top: int) -> Tensor:
+    """e(k), int32: the largest of 0..top with r_k <= r 2^-e and r 2^-e >= RANGE_FLOOR. Exact comparisons, no logarithm.
+
+    r: one float32. The floor keeps what counts as zero below its range. A r_k of 0 gets the last exponent.
+    """
+    e = torch.arange(1, top + 1, dtype=torch.int32, device=r.device)
+    limits = r.flatten() * power_of_two(-e)
+    return ((r_k.unsqueeze(-1) <= limits) & (limits >= RANGE_FLOOR)).sum(-1, dtype=torch.int32)
+
+
 def clipped(r: Tensor, clip: float) -> Tensor:
     """Ranges r >= 0 times float32(clip), not below RANGE_FLOOR where r is above 0; NaN stays."""
     return r if clip == 1 else torch.where(r > 0, (r * clip).clamp(min=RANGE_FLOOR), r)

@@ -36,7 +36,7 @@ class OperandStats:
 
     @classmethod
     def measure(cls, x: Tensor, q: QTensor | Emulated, quantizer: Any) -> OperandStats:
-        """Compare x with what became of it. Costs a few passes over x: only done when a layer is observed."""
+        """Compare x with what its Quantizer made of it, in a few passes over x: only done when a layer is observed."""
         x, back = x.detach().float(), q.dequantize()
         error = (x - back).double().square().sum().sqrt().item()
         signal = x.double().square().sum().sqrt().item()
@@ -51,14 +51,13 @@ class OperandStats:
         if not q.format.signed:
             beyond = beyond | (x < -0.5 * q.effective_scale())
         shift = None if q.shift is None else q.shift.flatten().tolist()
-        folded = getattr(quantizer, "groups_used", None)  # of one whose codes hold their shifts
         return cls(
-            format=str(quantizer.format if folded else q.format),
+            format=str(quantizer.format),
             quantizer=str(quantizer),
             sqnr_db=sqnr,
             clipped_pct=100 * beyond.sum().item() / size,
             zero_pct=zero_pct,
-            groups_used=folded(x) if folded else 1 if shift is None else len(set(shift)),
+            groups_used=quantizer.groups_used(x, q),
             ranges=ranges,
             exponents=shift,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..numerics import IntFormat
+from ..numerics import IntFormat, packed_bytes
 from ..qtensor import is_dense
 from ._cpu_call import axes, call, transposition
 from ._native import INT, INT64, POINTER, function
@@ -97,10 +97,10 @@ def norm_grad_sums(q_g: Tensor, saved: Tensor, saved_bits: int):
 
 
 def norm_grad_amax(q_g, saved, saved_bits, q_gamma, a, u, v, t):
-    shape, operands = shape_of(q_g, torch.int8), gradient_operands(q_g, q_gamma, a, u, v, t)
-    if shape is None or operands is None or not has_bits(saved, q_g, saved_bits) or not _outermost(q_g):
+    found = norm_gradient(q_g, saved, saved_bits, q_gamma, a, u, v, t)
+    if found is None or not _outermost(q_g):
         return NotImplemented
-    samples = len(q_g)
+    (shape, operands), samples = found, len(q_g)
     r = torch.empty([samples, *[1] * (q_g.ndim - 1)])
     arguments = (q_g.data_ptr(), *shape, saved.data_ptr(), saved_bits, *pointers(operands))
     done = call("norm_grad_amax", _grad_amax, *arguments, samples, r.data_ptr())
@@ -108,16 +108,13 @@ def norm_grad_amax(q_g, saved, saved_bits, q_gamma, a, u, v, t):
 
 
 def norm_grad_codes(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, shift, stream, bits):
-    shape = shape_of(q_g, torch.int8)
-    if shape is None or not has_bits(saved, q_g, saved_bits):
-        return NotImplemented
-    order = (1, q_g.numel(), 1) if stream is None else transposition(q_g)
-    operands = gradient_operands(q_g, q_gamma, a, u, v, t, r)
+    found = norm_gradient(q_g, saved, saved_bits, q_gamma, a, u, v, t, r)
+    order = (1, q_g.numel(), 1) if stream is None or found is None else transposition(q_g)
     by_sample = shift is not None and 1 < shift.numel() == len(q_g) == len(shift) and shift.ndim == q_g.ndim
     shifts = [] if shift is None else [shift.contiguous()] if by_sample else values_of(q_g, (shift, torch.uint8))
-    if order is None or operands is None or shifts is None or (by_sample and not _outermost(q_g)):
+    if order is None or found is None or shifts is None or (by_sample and not _outermost(q_g)):
         return NotImplemented
-    codes = torch.empty_like(q_g)
+    (shape, operands), codes = found, torch.empty_like(q_g)
     arguments = (q_g.data_ptr(), *shape, saved.data_ptr(), saved_bits, *pointers(operands))
     given, none = pointers(shifts) if shifts else (None, 0), (None, 0)
     shifting = (*none, *given) if by_sample else (*given, *none)
@@ -126,8 +123,13 @@ def norm_grad_codes(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, shift, strea
     return codes if done else NotImplemented
 
 
-def gradient_operands(q_g: Tensor, q_gamma: Tensor, *floats: Tensor) -> list[Tensor] | None:
-    return values_of(q_g, (q_gamma, torch.int8), *((x, torch.float32) for x in floats))
+def norm_gradient(q_g, saved, saved_bits: int, q_gamma, *floats) -> tuple[tuple[int, int, int], list[Tensor]] | None:
+    """(shape, operands) of a norm's gradient from codes q_g and packed xhat; None where no kernel covers them."""
+    shape = shape_of(q_g, torch.int8)
+    if shape is None or not has_bits(saved, q_g, saved_bits):
+        return None
+    operands = values_of(q_g, (q_gamma, torch.int8), *((x, torch.float32) for x in floats))
+    return None if operands is None else (shape, operands)
 
 
 def _outermost(x: Tensor) -> bool:
@@ -166,13 +168,13 @@ def pointers(operands: list[Tensor]) -> list[int]:
 
 
 def _packed(x: Tensor, bits: int) -> Tensor:
-    return torch.empty(-(-x.numel() * bits // 8), dtype=torch.uint8)
+    return torch.empty(packed_bytes(x.numel(), bits), dtype=torch.uint8)
 
 
 def has_bits(packed: Tensor, x: Tensor, bits: int, or_none: bool = False) -> bool:
     if packed.device.type != "cpu" or packed.dtype != torch.uint8 or not packed.is_contiguous():
         return False
-    return packed.numel() == -(-x.numel() * bits // 8) or (or_none and packed.numel() == 0)
+    return packed.numel() == packed_bytes(x.numel(), bits) or (or_none and packed.numel() == 0)
 
 
 def bits_of(mask: Tensor) -> int | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..numerics import IntFormat
+from ..numerics import IntFormat, packed_bytes
 from ._cpu_call import call, dense_float32
 from ._cpu_products import _GEMM_CALL, _NO_LEADING, _sum_is
 from ._native import FLOAT, INT, INT64, POINTER, function
@@ -17,7 +16,6 @@ _QUANTIZED = (POINTER, INT64, FLOAT, INT, INT, INT)  # values, how many, clip, b
 _forward = function("sb_linear_forward", *_QUANTIZED * 2, *(POINTER,) * 5, INT)
 _backward = function("sb_linear_backward", POINTER, INT64, INT64, INT, INT, FLOAT, POINTER, INT, *(POINTER,) * 3, INT)
 
-_Call = ctypes.c_int64 * (_GEMM_CALL.size // 8)
 _Form = tuple[int, bool, int]
 """Of codes: bits, signed, max_shift."""
 
@@ -29,7 +27,7 @@ def linear_forward(x, w, bias, x_clip: float, x_bits: int, x_signed: bool, w_cli
     (rows, inputs), outputs = x.shape, len(w)
     bias = None if bias is None else bias.to(torch.float32).contiguous()
     y, sx, sw = torch.empty(rows, outputs), torch.empty(1, 1), torch.empty(1, 1)
-    px, pw = (_packed_like(t, bits) for t, bits in ((x, x_bits), (w, w_bits)))
+    px, pw = (torch.empty(packed_bytes(t.numel(), b), dtype=torch.uint8) for t, b in ((x, x_bits), (w, w_bits)))
     left, right = (0, inputs, 1, (x_bits, x_signed, 0)), (0, inputs, 1, (w_bits, w_signed, 0))
     product = _product(left, right, False, (rows, outputs, inputs), y, (0, 0, bias))
     if product is None:
@@ -101,7 +99,7 @@ def _product(left, right, packed: bool, size: tuple[int, int, int], out: Tensor,
     if width == "too wide":
         return None
     row_step, scale, bias = scales
-    return _Call(
+    return _GEMM_CALL.pack(
         *(a, a_outer, a_inner, 0, *a_form, b, b_outer, b_inner, 0, *b_form),
         *(packed, *size, width == "int64", out.data_ptr(), True),
         *(0, row_step, scale, column_step, 0 if bias is None else bias.data_ptr(), *_NO_LEADING),
@@ -113,12 +111,8 @@ def _row_major(t: Tensor) -> Tensor | None:
     return dense_float32(t) if t.ndim == 2 and t.numel() and t.is_contiguous() else None
 
 
-def _packed_like(t: Tensor, bits: int) -> Tensor:
-    return torch.empty(-(-t.numel() * bits // 8), dtype=torch.uint8)
-
-
 def _bytes(packed: Tensor | None, bits: int, numel: int) -> bool:
-    return packed is None or (packed.is_cpu and packed.is_contiguous() and packed.numel() == -(-numel * bits // 8))
+    return packed is None or (packed.is_cpu and packed.is_contiguous() and packed.numel() == packed_bytes(numel, bits))
 
 
 def _numbers(bias: Tensor | None, outputs: int) -> bool:

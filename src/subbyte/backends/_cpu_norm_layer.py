@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..numerics import packed_bytes
 from ._cpu_call import axes, call, dense_float32, geometry, transposition
 from ._cpu_norm import MAX_COUNT, gradient_kind, kept_axes
 from ._native import DOUBLE, INT, INT64, POINTER, function
@@ -52,7 +53,7 @@ def norm_forward(
     if r_axis[0] != 1 and tuple(r_axis) != found.statistic:
         return NotImplemented
     y = torch.empty_like(x32)
-    saved = torch.empty(-(-x32.numel() * saved_bits // 8), dtype=torch.uint8)
+    saved = torch.empty(packed_bytes(x32.numel(), saved_bits), dtype=torch.uint8)
     scale, s_gamma = torch.empty(found.scale_shape), torch.empty([1] * x.ndim)
     q_gamma = torch.empty([1] * x.ndim if gamma is None else gamma.shape, dtype=torch.int8)
     mu, d = (torch.empty(found.statistic_shape, dtype=torch.float64) for _ in range(2))
@@ -72,7 +73,7 @@ def norm_backward(
 ):
     g32 = dense_float32(g)
     found = None if g32 is None else _axes(g32, dims, over)
-    if g32 is None or found is None or saved.numel() != -(-g32.numel() * saved_bits // 8):
+    if g32 is None or found is None or saved.numel() != packed_bytes(g32.numel(), saved_bits):
         return NotImplemented
     kind, order, ranges = gradient_kind(g32, dims, over), transposition(g32), _along(g32, r)
     weight_axis = geometry(g32, q_gamma)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..numerics import IntFormat
+from ..numerics import IntFormat, packed_bytes
 from ._cpu_call import call
 from ._native import INT, INT64, POINTER, function
 
@@ -16,14 +16,14 @@ _unpack = function("sb_unpack_codes", POINTER, INT64, INT, INT, POINTER, INT)
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
     if not _is_bytes(codes):
         return NotImplemented
-    packed = torch.empty(-(-codes.numel() * bits // 8), dtype=torch.uint8)
+    packed = torch.empty(packed_bytes(codes.numel(), bits), dtype=torch.uint8)
     codes = codes.contiguous()
     done = call("pack_codes", _pack, codes.data_ptr(), codes.numel(), bits, packed.data_ptr())
     return packed if done else NotImplemented
 
 
 def unpack_codes(packed: Tensor, numel: int, bits: int, signed: bool) -> Tensor:
-    if not _is_bytes(packed) or packed.numel() != -(-numel * bits // 8):
+    if not _is_bytes(packed) or packed.numel() != packed_bytes(numel, bits):
         return NotImplemented
     codes = torch.empty(numel, dtype=IntFormat(bits, signed).dtype)
     packed = packed.contiguous()

@@ -14,13 +14,13 @@ from array import array
 import torch
 from torch import Tensor
 
-from ..numerics import IntFormat, accumulator_bits, product_bound
+from ..numerics import IntFormat, accumulator_bits, packed_bytes, product_bound
 from ._cpu_call import call
 from ._cpu_chain import bits_of, has_bits
 from ._native import INT, INT64, POINTER, function
 
 MAX_LEADING = 8
-"""Leading dimensions of a batched product (GemmCall in csrc/gemm.cc)."""
+"""Leading dimensions of a batched product (GemmCall in csrc/gemm_call.h)."""
 
 _NO_SCALES = (0,) * 5
 _NO_LEADING = (0,) * (1 + 5 * MAX_LEADING)
@@ -142,7 +142,7 @@ def scaled_matmul(
 def scaled_matmul_packed(a, a_shift, a_bits, a_signed, a_max_shift, packed, size, stride, *rest) -> Tensor:
     *right, a_scale, b_scale, bias = rest
     bits = right[1]
-    if packed.numel() != -(-math.prod(size) * bits // 8) or not packed.is_contiguous() or 1 not in stride[-2:]:
+    if packed.numel() != packed_bytes(math.prod(size), bits) or not packed.is_contiguous() or 1 not in stride[-2:]:
         return NotImplemented
     left = (a, a_shift, a_bits, a_signed, a_max_shift)
     # Codes of 8 bits are bytes as they are.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._cpu_call import call, dense_float32, ran, transposition
-from ._cpu_chain import gradient_operands, has_bits, pointers, shape_of
+from ._cpu_chain import norm_gradient, pointers
 from ._cpu_norm import norm_grad_apply
 from ._cpu_pack import unpack_codes
 from ._native import INT, INT64, POINTER, function
@@ -39,12 +39,9 @@ def quantize_tokens(x: Tensor, r: Tensor, stream: Tensor | None, bits: int, top:
 
 
 def norm_grad_tokens(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, stream, bits, top):
-    shape = shape_of(q_g, torch.int8)
-    if shape is None or not has_bits(saved, q_g, saved_bits):
-        return NotImplemented
-    order = (1, q_g.numel(), 1) if stream is None else transposition(q_g)
-    operands = gradient_operands(q_g, q_gamma, a, u, v, t)
-    if operands is None or order is None or r.numel() != 1 or r.dtype != torch.float32:
+    found = norm_gradient(q_g, saved, saved_bits, q_gamma, a, u, v, t)
+    order = (1, q_g.numel(), 1) if stream is None or found is None else transposition(q_g)
+    if found is None or order is None or r.numel() != 1 or r.dtype != torch.float32:
         return NotImplemented
     if not _by_rows(q_g):  # the channels of a token are apart: dx in floats first
         k = unpack_codes(saved, q_g.numel(), saved_bits, True).as_strided(q_g.shape, q_g.stride())
@@ -54,7 +51,7 @@ def norm_grad_tokens(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, stream, bit
         return codes
     codes, channels = torch.empty_like(q_g), q_g.shape[1]
     rounding = (None if stream is None else stream.data_ptr(), *order, bits, top)
-    arguments = (q_g.data_ptr(), q_g.numel() // channels, channels, saved.data_ptr(), saved_bits, *pointers(operands))
+    arguments = (q_g.data_ptr(), q_g.numel() // channels, channels, saved.data_ptr(), saved_bits, *pointers(found[1]))
     done = call("norm_grad_tokens", _grad, *arguments, r.data_ptr(), *rounding, codes.data_ptr())
     return codes if done else NotImplemented
 

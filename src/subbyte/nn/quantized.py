@@ -172,6 +172,14 @@ def original_type(module: nn.Module) -> type[nn.Module]:
     return torch.nn.utils.parametrize.type_before_parametrizations(module)
 
 
+def become_float(layer: QuantizedLayer) -> None:
+    """Make a layer, in place, the torch layer that it replaced, as if it had never been trained with statistics of its
+    own: its class's own release may keep it what it is.
+    """
+    (ProductLayer if isinstance(layer, ProductLayer) else QuantizedLayer).release(layer)
+    change_class(layer, layer.replaces)
+
+
 def change_class(module: nn.Module, cls: type[nn.Module]) -> None:
     """Make the module an instance of cls in place; parametrized attributes stay parametrized."""
     current = type(module)

@@ -1,5 +1,6 @@
 """The operations that a backend may accelerate. An op's body is its reference; dispatch.py says how one is chosen."""
 
+from ..numerics import packed_bytes
 from . import chain, chain_norm
 from .codes import absmax_codes, shift_codes
 from .constants import shift_exponents
@@ -19,7 +20,7 @@ from .integer_conv import int_conv2d, int_conv2d_grad_input, int_conv2d_grad_wei
 from .integers import SUM_BITS, int_amax, int_lookup, int_norm_grad, int_quantize
 from .linear import linear_backward, linear_forward
 from .matmul import ContractError, channel_sums, int_matmul, matmul, matmul_accumulators
-from .quantize import WHOLE, amax, narrow, pack, packed_bytes, quantize, unpack
+from .quantize import WHOLE, amax, narrow, pack, quantize, unpack
 from .tokens import quantize_tokens, token_exponents
 
 __all__ = [

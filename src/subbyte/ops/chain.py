@@ -17,10 +17,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..numerics import IntFormat
+from ..numerics import IntFormat, packed_bytes
 from ..qtensor import is_dense
 from .dispatch import op, registered
-from .quantize import WHOLE, packed_bytes
+from .quantize import WHOLE
 
 MASK_BITS = 1
 

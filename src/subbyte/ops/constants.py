@@ -117,12 +117,6 @@ def norm_grad_range(low, high, q_gamma, a, u, v, t) -> Tensor:
     lambda r_k, top: (r_k.new_empty([1] * r_k.ndim), r_k.new_empty(r_k.shape, dtype=torch.uint8)),
 )
 def shift_exponents(r_k: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """(R, e): R = max r_k, e(k) the largest of 0..top with r_k <= R 2^-e and R 2^-e >= RANGE_FLOOR, uint8.
-
-    Exact comparisons, no logarithm. A channel of zeros gets the last one. The floor keeps a channel that counts as zero
-    below its group's range. r_k: float32, at least one.
-    """
+    """(R, e): R = max r_k, e = largest_exponents(r_k, R, top), uint8. r_k: float32, at least one."""
     r = r_k.amax(list(range(r_k.ndim)), keepdim=True)
-    e = torch.arange(1, top + 1, dtype=torch.int32, device=r.device)
-    limits = r.flatten() * numerics.power_of_two(-e)
-    return r, ((r_k.unsqueeze(-1) <= limits) & (limits >= RANGE_FLOOR)).sum(-1, dtype=torch.int32).to(torch.uint8)
+    return r, numerics.largest_exponents(r_k, r, top).to(torch.uint8)

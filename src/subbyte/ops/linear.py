@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 
 from .. import numerics
-from ..numerics import IntFormat
+from ..numerics import IntFormat, packed_bytes
 from .dispatch import op, registered
-from .quantize import WHOLE, packed_bytes
+from .quantize import WHOLE
 
 
 def _forward_fake(x, w, bias, x_clip, x_bits, x_signed, w_clip, w_bits, w_signed):

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from .. import numerics
-from ..numerics import IntFormat
+from ..numerics import IntFormat, packed_bytes
 from .dispatch import op, registered
 from .norm import _keepdim, count
-from .quantize import packed_bytes
 
 
 def _reference(name: str, *args):

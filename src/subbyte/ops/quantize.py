@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import numerics
-from ..numerics import IntFormat
+from ..numerics import IntFormat, packed_bytes
 from ..qtensor import PackedQTensor, QTensor, is_dense
 from .dispatch import op
 
@@ -61,11 +61,6 @@ def quantize(x: Tensor, r: Tensor, shift: Tensor | None, stream: Tensor | None, 
 # ------------------------------------------------------------------------------------------------------- packing
 
 _GROUP = 8  # codes that fill a whole number of bytes, whatever their width: 8 codes of b bits are b bytes
-
-
-def packed_bytes(numel: int, bits: int) -> int:
-    """ceil(numel * bits / 8)."""
-    return -(-numel * bits // 8)
 
 
 def _pack_fake(codes, bits):

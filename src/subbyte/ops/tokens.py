@@ -10,17 +10,14 @@ import torch
 from torch import Tensor
 
 from .. import numerics
-from ..numerics import RANGE_FLOOR
 from .dispatch import op, registered
 
 
 def token_exponents(x: Tensor, r: Tensor, top: int) -> Tensor:
-    """e of each token, int32: the largest of 0..top with max |x| <= r 2^-e along axis 1, and r 2^-e >= RANGE_FLOOR."""
+    """largest_exponents of each token's range, max |x| along axis 1."""
     bits = numerics.range_bits(x)
     most = numerics.range_from_bits(bits.amax(1, keepdim=True) if x.numel() else bits[:, :1])
-    e = torch.arange(1, top + 1, dtype=torch.int32, device=x.device)
-    limits = r.flatten() * numerics.power_of_two(-e)
-    return ((most.unsqueeze(-1) <= limits) & (limits >= RANGE_FLOOR)).sum(-1, dtype=torch.int32)
+    return numerics.largest_exponents(most, r, top)
 
 
 @op(

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ops
 from ..numerics import clipped
 from ..qtensor import Emulated, QTensor
-from .base import Quantizer, channel_ranges, check_clip
+from .base import Quantizer, axis_of_ranges, channel_ranges, check_clip
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class AbsMax(Quantizer):
         codes, scale = ops.absmax_codes(x, self.clip, stream, self.bits, self.signed)  # the same in one call
         return QTensor(codes, scale, self.format)
 
+    def ranges(self, x: Tensor) -> tuple[Tensor, None, int]:
+        return self.ranges_of(ops.amax(x, ops.WHOLE))
+
     @property
     def range_axis(self) -> int:
         return ops.WHOLE
@@ -58,12 +61,12 @@ class PerChannel(Quantizer):
 
     axis: int = 0
 
-    @property
-    def range_axis(self) -> int:
-        return self.axis
-
     def ranges(self, x: Tensor) -> tuple[Tensor, None, int]:
-        return channel_ranges(x, self.axis), None, 0  # an axis of -1 is none, and not ops.WHOLE
+        return self.ranges_of(channel_ranges(x, self.axis))
+
+    @property
+    def range_axis(self) -> int | None:
+        return axis_of_ranges(self.axis)
 
     def ranges_of(self, r_k: Tensor) -> tuple[Tensor, None, int]:
         return r_k, None, 0

@@ -73,10 +73,7 @@ class Quantizer:
 
     def ranges(self, x: Tensor) -> tuple[Tensor, Tensor | None, int]:
         """(r float32 broadcastable to x, shift uint8 or None, max_shift): everything that the codes depend on."""
-        axis = self.range_axis
-        if axis is None:
-            raise NotImplementedError(f"{type(self).__name__} defines neither ranges nor range_axis")
-        return self.ranges_of(ops.amax(x, axis) if axis == ops.WHOLE else channel_ranges(x, axis))
+        raise NotImplementedError
 
     @property
     def range_axis(self) -> int | None:
@@ -94,6 +91,10 @@ class Quantizer:
     def shifts(self) -> bool:
         """Do its codes come with a shift?"""
         return False
+
+    def groups_used(self, x: Tensor, q: QTensor) -> int:
+        """How many different exponents the codes q of x have; 1 without a shift."""
+        return 1 if q.shift is None else len(q.shift.unique())
 
     def initial_state(self) -> Tensor | None:
         """The buffer that a layer keeps for this quantizer, before any data; None for one without memory."""
@@ -129,6 +130,11 @@ def check_clip(clip: float) -> None:
     """ValueError unless 0 < clip <= 1."""
     if not 0 < clip <= 1:
         raise ValueError(f"clip is a share of the largest magnitude, above 0 and at most 1, not {clip}")
+
+
+def axis_of_ranges(axis: int) -> int | None:
+    """The range_axis of a quantizer with ranges along `axis`: a negative one names no axis, and is not ops.WHOLE."""
+    return axis if axis >= 0 else None
 
 
 def channel_ranges(x: Tensor, axis: int) -> Tensor:

@@ -11,7 +11,7 @@ from .. import ops
 from ..numerics import MAX_EXPONENT, clipped
 from ..qtensor import Emulated, QTensor
 from ..wording import closest
-from .base import Quantizer, check_clip
+from .base import Quantizer, axis_of_ranges, channel_ranges, check_clip
 from .groups import split
 
 
@@ -67,9 +67,12 @@ class ShiftQuant(Quantizer):
             return self.groups - 1
         return self.max_exponent if self.max_exponent is not None else 2 * (8 - self.bits)
 
+    def ranges(self, x: Tensor) -> tuple[Tensor, Tensor, int]:
+        return self.ranges_of(channel_ranges(x, self.axis))
+
     @property
-    def range_axis(self) -> int:
-        return self.axis
+    def range_axis(self) -> int | None:
+        return axis_of_ranges(self.axis)
 
     def represent(self, x: Tensor, stream: Tensor | None) -> QTensor | Emulated:
         if self.exponents == "chosen" or not 0 <= self.axis < x.ndim or not x.shape[self.axis]:

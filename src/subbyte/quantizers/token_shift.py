@@ -62,8 +62,7 @@ class TokenShiftQuant(Quantizer):
         """The QTensor of codes that ops.quantize_tokens, or a pass that ends in it, made with the range r."""
         return QTensor(codes, step(r, self.format) * 2.0**-self.top, IntFormat(self.bits + self.top))
 
-    def groups_used(self, x: Tensor) -> int:
-        """How many different exponents the tokens of x have."""
+    def groups_used(self, x: Tensor, q: QTensor) -> int:
         return len(ops.token_exponents(x, ops.amax(x, ops.WHOLE), self.top).unique())
 
     def details(self) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from subbyte import ops
 from subbyte.convert import quantized_layers
 from subbyte.nn import ProductLayer
 from subbyte.numerics import MAX_EXPONENT, draw_stream
@@ -85,11 +86,11 @@ def bounds(r: Tensor, groups: Iterable[int]) -> dict[str, float]:
 
 def token_bounds(g: Tensor) -> dict[str, float]:
     """tokens_n: mean s_t^2 of n groups of tokens (TokenShiftQuant) over mean r_k^2, for n in TOKEN_GROUPS."""
-    of_channels, of_tokens = channel_ranges(g, 1).double(), g.detach().abs().amax(1).float()
-    r, found = of_tokens.max(), {}
+    g = g.detach().float()
+    r, of_channels = ops.amax(g, ops.WHOLE), channel_ranges(g, 1).double()
+    found = {}
     for n in TOKEN_GROUPS:
-        exponents = sum((of_tokens <= r * 2.0**-e).double() for e in range(1, n)) if n > 1 else torch.zeros(())
-        ranges = r.double() * torch.exp2(-torch.as_tensor(exponents)).expand_as(of_tokens)
+        ranges = r.double() * torch.exp2(-ops.token_exponents(g, r, n - 1).double())
         found[f"tokens_{n}"] = float(ranges.square().mean() / of_channels.square().mean())
     return found
 
