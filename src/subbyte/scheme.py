@@ -334,7 +334,7 @@ def _override_from_dict(o: dict[str, Any]) -> tuple[str, LayerScheme | NormSchem
 
 
 def _recipe(name: str, w: Quantizer, x: Quantizer, g: Quantizer, saved: int) -> Scheme:
-    """Middle layers by w, x, g; norms in 8-bit codes of which `saved` bits stay; first and last layer 8 bits throughout."""
+    """Middle layers by w, x, g; norms in 8-bit codes, `saved` bits of them kept; first and last layer 8 bits."""
     edge = LayerScheme(AbsMax(8), AbsMax(8), ShiftQuant(8, rounding="stochastic", groups=4))
     return Scheme(name, LayerScheme(w, x, g), NormScheme("l1", saved=saved), first=edge, last=edge)
 
