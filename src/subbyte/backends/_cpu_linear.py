@@ -71,6 +71,8 @@ def linear_backward(
         return NotImplemented
     if w_shift is not None and w_shift.shape != (g.shape[1], 1):
         return NotImplemented
+    if any(t is not None and (not t.is_cpu or t.shape != (1, 1)) for t in (x_scale, w_scale)):
+        return NotImplemented
     (rows, outputs), of_g = g.shape, (bits + top if tokens else bits, True, 0)
     grads = [torch.empty(0), torch.empty(0), torch.empty(outputs if sums else 0)]
     products: list[Any] = [None, None, None]
