@@ -26,7 +26,7 @@ def linear_forward(
     x, w, bias, x_clip: float, x_bits: int, x_signed: bool, w_top: int, w_clip: float, w_bits: int, w_signed: bool
 ):
     x32, w32 = _row_major(x), _row_major(w)
-    if x32 is None or w32 is None or not _numbers(bias, len(w)):
+    if x32 is None or w32 is None or x.shape[1] != w.shape[1] or not _numbers(bias, len(w)):
         return NotImplemented
     (rows, inputs), outputs = x.shape, len(w)
     bias = None if bias is None else bias.to(torch.float32).contiguous()

@@ -326,7 +326,9 @@ def _grad_weight(
 ):
     if a.ndim != 4:  # three spatial dimensions
         return NotImplemented
-    (n, c, h, w), (o, _, r, s), (p, q) = b.shape, size, a.shape[2:]
+    (n, c, h, w), (o, inner, r, s), (p, q) = b.shape, size, a.shape[2:]
+    if inner * groups != c:
+        return NotImplemented
     g, x = (a, a_sh, a_b, a_s, a_e), (b, b_sh, b_b, b_s, b_e)
     sizes, window = (n, c, h, w, o, p, q, r, s), (stride, padding, dilation, groups)
     out = _convolution(op, _grad_weight_kernel, "gx", g, x, n * p * q, sizes, size, scale, None, window, None, last)
