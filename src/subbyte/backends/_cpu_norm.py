@@ -124,8 +124,6 @@ def norm_grad_stats(
     if not _are(q_g, k, q_gamma, dtypes=(torch.int8,)) or q_g.numel() == 0:
         return NotImplemented
     g = dense(q_g)
-    if k.shape != g.shape:
-        return NotImplemented
     k, n = _like(g, k), g.numel()
     (kept, stat_shape), kind = kept_axes(g, dims), gradient_kind(g, dims, param_dims)
     gamma = q_gamma.contiguous()
@@ -150,8 +148,6 @@ def norm_grad_apply(
     if not _are(q_g, k, q_gamma, dtypes=(torch.int8,)) or not _are(a, u, v, t, dtypes=(torch.float32,)):
         return NotImplemented
     g = dense(q_g)
-    if k.shape != g.shape:
-        return NotImplemented
     k = _like(g, k)
     operands = _operands(g, q_gamma, a, u, v, t)
     if operands is None:

@@ -176,11 +176,6 @@ def _like(a: Tensor, size: list[int], dtype: torch.dtype) -> tuple[Tensor, bool]
     return out, last
 
 
-def _reaches(size: int, outputs: int, taps: int, stride: int, padding: int, dilation: int) -> bool:
-    """Are there as many outputs as the window has places?"""
-    return (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1 == outputs
-
-
 def _convolution(
     op, kernel, roles: str, left: tuple, right: tuple, length, sizes, size, scale, bias, window, ranges=None, last=False
 ) -> Tensor:
@@ -200,8 +195,6 @@ def _convolution(
     n, c, h, w, o, p, q, r, s = sizes
     shapes = {"x": (n, c, h, w), "w": (o, c // groups, r, s), "g": (n, o, p, q)}
     if a.shape != shapes[roles[0]] or b.shape != shapes[roles[1]] or c % groups or o % groups:
-        return NotImplemented
-    if not all(_reaches(*each) for each in zip((h, w), (p, q), (r, s), stride, padding, dilation, strict=True)):
         return NotImplemented
     width, axes = _sum_is(fa, fb, length), _REDUCED[roles]
     if width == "too wide" or not _codes_ok(a, b) or not _floats_ok(scale):
@@ -326,9 +319,7 @@ def _grad_weight(
 ):
     if a.ndim != 4:  # three spatial dimensions
         return NotImplemented
-    (n, c, h, w), (o, inner, r, s), (p, q) = b.shape, size, a.shape[2:]
-    if inner * groups != c:
-        return NotImplemented
+    (n, c, h, w), (o, _, r, s), (p, q) = b.shape, size, a.shape[2:]
     g, x = (a, a_sh, a_b, a_s, a_e), (b, b_sh, b_b, b_s, b_e)
     sizes, window = (n, c, h, w, o, p, q, r, s), (stride, padding, dilation, groups)
     out = _convolution(op, _grad_weight_kernel, "gx", g, x, n * p * q, sizes, size, scale, None, window, None, last)
