@@ -40,8 +40,8 @@ def exponents(n: int, most: int, shape) -> Tensor:
 
 
 def bits(t: Tensor) -> Tensor:
-    """Floats as integers: NaN equals itself, and -0 differs from 0."""
-    return t.view(torch.int32) if t.dtype == torch.float32 else t
+    """Floats as integers: NaN equals any NaN (x86 makes 0 * inf a negative one, ARM a positive), -0 differs from 0."""
+    return torch.where(t.isnan(), torch.full_like(t, torch.nan), t).view(torch.int32) if t.dtype == torch.float32 else t
 
 
 def of_few_bits(name: str, args: tuple) -> bool:

@@ -39,8 +39,8 @@ def dense(x: Tensor) -> Tensor:
 def geometry(x: Tensor, v: Tensor) -> tuple[int, int] | None:
     """(channels, inner) such that element i of the dense x, in memory order, meets value (i // inner) % channels of v.
 
-    v broadcasts to x and its values are taken in row-major order. None where the axes along which v varies do not
-    follow each other in x's memory.
+    v's values are taken in row-major order. None where v does not broadcast to x (the reference then says so), and
+    where the axes along which it varies do not follow each other in x's memory.
     """
     return _geometry(x.shape, x.stride(), v.shape)
 
@@ -53,6 +53,8 @@ def axes(x: Tensor, kept: list[int]) -> tuple[int, int] | None:
 @functools.lru_cache(4096)  # a network has few shapes, and a loop in Python takes longer than a small kernel
 def _geometry(shape: tuple[int, ...], strides: tuple[int, ...], operand: tuple[int, ...]) -> tuple[int, int] | None:
     first = len(shape) - len(operand)
+    if first < 0 or any(n not in (1, m) for n, m in zip(operand, shape[first:])):
+        return None
     return _axes(shape, strides, tuple(i for i, n in enumerate(operand, first) if n != 1))
 
 
