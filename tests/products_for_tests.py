@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fuzz.run import bits
 from kernel_table import kernel_for
 from subbyte import ops
 from subbyte.numerics import IntFormat
@@ -37,11 +38,6 @@ def operand(q: Tensor, fmt: IntFormat, shift: Tensor | None = None, max_shift: i
 def exponents(n: int, most: int, shape) -> Tensor:
     """All of 0..most, in no order."""
     return (torch.randperm(n) % (most + 1)).to(torch.uint8).view(shape)
-
-
-def bits(t: Tensor) -> Tensor:
-    """Floats as integers: NaN equals any NaN (x86 makes 0 * inf a negative one, ARM a positive), -0 differs from 0."""
-    return torch.where(t.isnan(), torch.full_like(t, torch.nan), t).view(torch.int32) if t.dtype == torch.float32 else t
 
 
 def of_few_bits(name: str, args: tuple) -> bool:

@@ -65,7 +65,7 @@ def difference(got: list[Tensor] | Exception, want: list[Tensor] | Exception) ->
         used = [j for j, n in enumerate(a.shape) if n > 1] if a.numel() else []
         if [a.stride(j) for j in used] != [b.stride(j) for j in used]:
             return f"result {i}: strides {a.stride()} for {b.stride()}"
-        x, y = (_bits(t) for t in (a, b))
+        x, y = (bits(t) for t in (a, b))
         if not torch.equal(x, y):
             at = (x != y).nonzero()[0].tolist()
             return f"result {i}: {int((x != y).sum())} of {x.numel()} differ; at {at} {a[tuple(at)]} for {b[tuple(at)]}"
@@ -76,8 +76,8 @@ def _shown(result: list[Tensor] | Exception) -> str:
     return repr(result) if isinstance(result, Exception) else "a result"
 
 
-def _bits(t: Tensor) -> Tensor:
-    """Floats as integers, so that -0 differs from 0; every NaN as one."""
+def bits(t: Tensor) -> Tensor:
+    """Floats as integers, so that -0 differs from 0. Every NaN as one: 0 * inf has another sign on ARM than on x86."""
     if not t.is_floating_point():
         return t
     wide = t.to(torch.float64, memory_format=torch.contiguous_format)
@@ -116,7 +116,7 @@ def run_case(seed: int, case: int, tally: Tally, only: str | None = None) -> Non
             continue
         wrong = difference(got, want)
         tensors = [(a, b) for a, b in zip(args, before) if isinstance(a, Tensor)]
-        if not wrong and any(not torch.equal(_bits(a), _bits(b)) for a, b in tensors):
+        if not wrong and any(not torch.equal(bits(a), bits(b)) for a, b in tensors):
             wrong = "an argument was written to"
         if wrong:
             call = f"{op}({described(args)})"

@@ -29,7 +29,7 @@ def int_amax(x: Tensor, axis: int) -> Tensor:
 
 
 def int_quantize(x: Tensor, shift: Tensor, stream: Tensor | None, bits: int, signed: bool) -> Tensor:
-    by_channel = shift.numel() > 1
+    by_channel = shift.numel() != 1
     on_cpu = stream is None or stream.device.type == "cpu"
     if not _are(torch.int32, x, shift) or not on_cpu or (by_channel and not _is_channels(shift, x)):
         return NotImplemented

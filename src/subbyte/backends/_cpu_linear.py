@@ -22,7 +22,7 @@ _Form = tuple[int, bool, int]
 
 def linear_forward(x, w, bias, x_clip: float, x_bits: int, x_signed: bool, w_clip: float, w_bits: int, w_signed: bool):
     x32, w32 = _row_major(x), _row_major(w)
-    if x32 is None or w32 is None or not _numbers(bias, len(w)):
+    if x32 is None or w32 is None or x.shape[1] != w.shape[1] or not _numbers(bias, len(w)):
         return NotImplemented
     (rows, inputs), outputs = x.shape, len(w)
     bias = None if bias is None else bias.to(torch.float32).contiguous()
@@ -60,6 +60,8 @@ def linear_backward(
 ):
     g32 = _row_major(g)
     if g32 is None or not _bytes(x, x_bits, inputs * len(g)) or not _bytes(w, w_bits, inputs * g.shape[1]):
+        return NotImplemented
+    if any(t is not None and (not t.is_cpu or t.shape != (1, 1)) for t in (x_scale, w_scale)):
         return NotImplemented
     (rows, outputs), of_g = g.shape, (bits + top if tokens else bits, True, 0)
     grads = [torch.empty(0), torch.empty(0), torch.empty(outputs if sums else 0)]

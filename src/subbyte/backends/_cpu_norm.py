@@ -124,10 +124,10 @@ def norm_grad_stats(
     if not _are(q_g, k, q_gamma, dtypes=(torch.int8,)) or q_g.numel() == 0:
         return NotImplemented
     g = dense(q_g)
-    k, n = _like(g, k), g.numel()
+    same, n = _like(g, k), g.numel()
     (kept, stat_shape), kind = kept_axes(g, dims), gradient_kind(g, dims, param_dims)
     gamma = q_gamma.contiguous()
-    if kind is None or (gamma.numel() != 1 and geometry(g, gamma) != (kind.params, kind.run)):
+    if same is None or kind is None or (gamma.numel() != 1 and geometry(g, gamma) != (kind.params, kind.run)):
         return NotImplemented
     axis = axes(g, kept)
     assert axis is not None, "or there were no kind"
@@ -138,7 +138,7 @@ def norm_grad_stats(
         1: (_grad_stats_rows, axis),
         2: (_grad_stats_groups, (n // (kind.params * kind.run), kind.params, kind.run, kind.group)),
     }[kind.code]
-    done = call("norm_grad_stats", function, g.data_ptr(), k.data_ptr(), *sizes, *pointers)
+    done = call("norm_grad_stats", function, g.data_ptr(), same.data_ptr(), *sizes, *pointers)
     return (out[0], out[1], out[2], out[3], out[4]) if done else NotImplemented
 
 
@@ -148,12 +148,12 @@ def norm_grad_apply(
     if not _are(q_g, k, q_gamma, dtypes=(torch.int8,)) or not _are(a, u, v, t, dtypes=(torch.float32,)):
         return NotImplemented
     g = dense(q_g)
-    k = _like(g, k)
+    same = _like(g, k)
     operands = _operands(g, q_gamma, a, u, v, t)
-    if operands is None:
+    if same is None or operands is None:
         return NotImplemented
     dx = torch.empty_like(g, dtype=torch.float32)
-    pointers = (g.data_ptr(), k.data_ptr(), g.numel(), *_pointers(operands), l2, dx.data_ptr())
+    pointers = (g.data_ptr(), same.data_ptr(), g.numel(), *_pointers(operands), l2, dx.data_ptr())
     return dx if call("norm_grad_apply", _grad_apply, *pointers) else NotImplemented
 
 
@@ -172,8 +172,10 @@ def _whole(q: Tensor, axis: tuple[int, int]) -> tuple[int, int, int]:
     return q.numel() // (axis[0] * axis[1]), *axis
 
 
-def _like(g: Tensor, k: Tensor) -> Tensor:
-    """k with the strides of g."""
+def _like(g: Tensor, k: Tensor) -> Tensor | None:
+    """k with the strides of g; None where it has another shape."""
+    if k.shape != g.shape:
+        return None
     return k if k.stride() == g.stride() else torch.empty_like(g, dtype=k.dtype).copy_(k)
 
 

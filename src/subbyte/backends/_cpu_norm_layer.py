@@ -82,6 +82,8 @@ def norm_backward(
     r, *r_axis = ranges
     if r_axis[0] not in (1, found.scale[0]) or s_k.numel() != found.scale[0]:
         return NotImplemented
+    if d.numel() != found.statistic[0] or s_gamma.numel() != 1:
+        return NotImplemented
     if q_gamma.numel() != 1 and weight_axis != (kind.params, kind.run):
         return NotImplemented
     q_gamma, s_k, saved, d = (t.contiguous() for t in (q_gamma, s_k, saved, d))

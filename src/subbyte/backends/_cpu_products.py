@@ -10,6 +10,7 @@ import functools
 import math
 import struct
 from array import array
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -176,6 +177,12 @@ def _like(a: Tensor, size: list[int], dtype: torch.dtype) -> tuple[Tensor, bool]
     return out, last
 
 
+def _places(image: Sequence[int], taps: Sequence[int], stride, padding, dilation) -> tuple[int, ...]:
+    """How many places a window has along each axis of an image: the size of the output."""
+    sizes = zip(image, taps, stride, padding, dilation, strict=True)
+    return tuple((n + 2 * pad - step * (k - 1) - 1) // s + 1 for n, k, s, pad, step in sizes)
+
+
 def _convolution(
     op, kernel, roles: str, left: tuple, right: tuple, length, sizes, size, scale, bias, window, ranges=None, last=False
 ) -> Tensor:
@@ -277,9 +284,7 @@ def _conv2d(op, ranges, a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, b
     if a.ndim != 4:  # three spatial dimensions
         return NotImplemented
     (n, c, h, w), (o, inner, r, s) = a.shape, b.shape
-    p, q = (
-        (x + 2 * padding[i] - dilation[i] * (k - 1) - 1) // stride[i] + 1 for i, (x, k) in enumerate(((h, r), (w, s)))
-    )
+    p, q = _places((h, w), (r, s), stride, padding, dilation)
     x, weight = (a, a_sh, a_b, a_s, a_e), (b, b_sh, b_b, b_s, b_e)
     sizes, window = (n, c, h, w, o, p, q, r, s), (stride, padding, dilation, groups)
     length = inner * r * s
@@ -292,6 +297,8 @@ def _grad_input(
     if a.ndim != 4:  # three spatial dimensions
         return NotImplemented
     (n, c, h, w), (o, _, r, s), (p, q) = size, b.shape, a.shape[2:]
+    if (p, q) != _places((h, w), (r, s), stride, padding, dilation):
+        return NotImplemented
     g, weight = (a, a_sh, a_b, a_s, a_e), (b, b_sh, b_b, b_s, b_e)
     sizes, window = (n, c, h, w, o, p, q, r, s), (stride, padding, dilation, groups)
     length = o // groups * r * s
@@ -319,7 +326,9 @@ def _grad_weight(
 ):
     if a.ndim != 4:  # three spatial dimensions
         return NotImplemented
-    (n, c, h, w), (o, _, r, s), (p, q) = b.shape, size, a.shape[2:]
+    (n, c, h, w), (o, inner, r, s), (p, q) = b.shape, size, a.shape[2:]
+    if (p, q) != _places((h, w), (r, s), stride, padding, dilation) or inner * groups != c:
+        return NotImplemented
     g, x = (a, a_sh, a_b, a_s, a_e), (b, b_sh, b_b, b_s, b_e)
     sizes, window = (n, c, h, w, o, p, q, r, s), (stride, padding, dilation, groups)
     out = _convolution(op, _grad_weight_kernel, "gx", g, x, n * p * q, sizes, size, scale, None, window, None, last)
