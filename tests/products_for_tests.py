@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fuzz.run import bits
 from kernel_table import kernel_for
 from subbyte import ops
 from subbyte.numerics import IntFormat
@@ -38,6 +37,11 @@ def operand(q: Tensor, fmt: IntFormat, shift: Tensor | None = None, max_shift: i
 def exponents(n: int, most: int, shape) -> Tensor:
     """All of 0..most, in no order."""
     return (torch.randperm(n) % (most + 1)).to(torch.uint8).view(shape)
+
+
+def bits(t: Tensor) -> Tensor:
+    """Floats as integers: NaN equals itself, and -0 differs from 0."""
+    return t.view(torch.int32) if t.dtype == torch.float32 else t
 
 
 def of_few_bits(name: str, args: tuple) -> bool:

@@ -77,7 +77,7 @@ def _shown(result: list[Tensor] | Exception) -> str:
 
 
 def bits(t: Tensor) -> Tensor:
-    """Floats as integers, so that -0 differs from 0. Every NaN as one: 0 * inf has another sign on ARM than on x86."""
+    """Floats as integers, so that -0 differs from 0. Every NaN as one."""
     if not t.is_floating_point():
         return t
     wide = t.to(torch.float64, memory_format=torch.contiguous_format)
