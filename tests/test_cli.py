@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from subbyte import data
+from subbyte.backends import _native, cpu
 from subbyte.cli import app
 from subbyte.scheme import Scheme
 from subbyte.train import Checkpoint, Config, read_rows
@@ -188,6 +189,14 @@ def test_doctor_names_backends_and_ops():
     kernels = sections["CPU kernels"]
     assert "library" in kernels or kernels["gemm"].endswith(kernels["ISAs here"].split()[-1])
     assert "torch uses" in ok("doctor")
+
+
+@pytest.mark.skipif(bool(cpu.available()), reason=cpu.available())
+def test_doctor_says_which_kernels_an_older_cpu_lacks():
+    with _native.forced_isa("portable"):
+        kernels = json.loads(ok("doctor", "--json"))["CPU kernels"]
+    assert kernels["gemm"].endswith("_portable")
+    assert kernels["conv2d_winograd"].startswith("none here; needs ")
 
 
 def test_demo_compares_and_replaces_an_earlier_demo(tmp_path):

@@ -144,8 +144,18 @@ def _kernels() -> dict[str, str]:
     return {
         "ISAs here": " ".join(_native.isas()),
         "ISAs compiled": " ".join(sorted({isa for _, _, isa in table})),
-        **{op: _native.best_kernel(op) for op in sorted({op for op, _, _ in table})},
+        **{op: _kernel_of(op, table) for op in sorted({op for op, _, _ in table})},
     }
+
+
+def _kernel_of(op: str, table: list[tuple[str, str, str]]) -> str:
+    """The kernel that a call of `op` takes now, or the ISAs that it has kernels for where none of them is here."""
+    from subbyte.backends import _native
+
+    try:
+        return _native.best_kernel(op)
+    except KeyError:
+        return f"none here; needs {' or '.join(sorted(isa for row_op, _, isa in table if row_op == op))}"
 
 
 def _ops() -> dict[str, str]:
