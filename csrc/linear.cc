@@ -19,29 +19,33 @@ i64 address(const T* p) { return reinterpret_cast<i64>(p); }
 }  // namespace
 }  // namespace sb
 
-// x, w: dense floats -> their codes, packed, and scales; and what `product` multiplies: x by w transposed.
+// x, w: dense floats -> their codes, packed, and scales; and what `product` multiplies: x by w transposed. Exponents up to
+// w_top belong to w's outputs.
 SB_EXPORT const char* sb_linear_forward(
     const float* x, sb::i64 x_n, float x_clip, int x_bits, int x_low, int x_high, const float* w, sb::i64 w_n,
-    float w_clip, int w_bits, int w_low, int w_high, const void* product, sb::u8* x_packed, float* x_scale,
-    sb::u8* w_packed, float* w_scale, int threads) {
+    float w_clip, int w_bits, int w_low, int w_high, sb::i64 outputs, int w_top, const void* product,
+    sb::u8* x_packed, float* x_scale, sb::u8* w_packed, float* w_scale, sb::u8* w_shift, int threads) {
     using namespace sb;
     const Scratch x_codes(x_n), w_codes(w_n);
     u8 *qx = x_codes.as<u8>(), *qw = w_codes.as<u8>();
     sb_absmax_codes(x, x_n, x_clip, nullptr, 1, x_n, 1, x_low, x_high, qx, x_scale, threads);
-    sb_absmax_codes(w, w_n, w_clip, nullptr, 1, w_n, 1, w_low, w_high, qw, w_scale, threads);
+    sb_shift_codes(
+        w, w_n, outputs, w_n / outputs, w_top, w_clip, nullptr, 1, w_n, 1, w_low, w_high, qw, w_scale, w_shift, threads);
+    std::vector<float> steps(static_cast<size_t>(outputs));
+    for (size_t i = 0; i < steps.size(); ++i) steps[i] = *w_scale / power_of_two(w_shift[i]);
     sb_pack_codes(qx, x_n, x_bits, x_packed, threads);
     sb_pack_codes(qw, w_n, w_bits, w_packed, threads);
     GemmCall call = given(product);
     call.a.data = address(qx), call.b.data = address(qw);
-    call.a_scale = address(x_scale), call.b_scale = address(w_scale);
+    call.a_scale = address(x_scale), call.b_scale = address(steps.data());
     return sb_gemm(&call, threads);
 }
 
 // g: (rows, outputs) dense floats -> grad_input = g w, grad_weight = g transposed by x, and ones by g; each product may
-// be null. Exponents up to `top` belong to rows (tokens, without a clip) or to outputs.
+// be null. Exponents up to `top` belong to rows (tokens, without a clip) or to outputs; w's are in grad_input's call.
 SB_EXPORT const char* sb_linear_backward(
     const float* g, sb::i64 rows, sb::i64 outputs, int tokens, int top, float clip, const sb::i64* stream, int bits,
-    const void* grad_input, const void* grad_weight, const void* grad_bias, int threads) {
+    int w_top, const void* grad_input, const void* grad_weight, const void* grad_bias, int threads) {
     using namespace sb;
     const i64 n = rows * outputs;
     const Scratch codes(n);
@@ -62,7 +66,7 @@ SB_EXPORT const char* sb_linear_backward(
     }
     std::vector<float> steps(static_cast<size_t>(outputs), step);  // of each output
     for (size_t i = 0; i < steps.size(); ++i) steps[i] /= power_of_two(shift[i]);
-    const float least = step / power_of_two(static_cast<u8>(top)), one = 1.0f;
+    const float least = step / power_of_two(static_cast<u8>(top + w_top)), one = 1.0f;
     if (grad_input) {
         GemmCall call = given(grad_input);
         call.a.data = address(q), call.a_scale = address(&least);

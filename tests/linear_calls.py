@@ -14,8 +14,19 @@ FORMS = ((4, True), (8, True), (6, False), (8, False))
 
 def linear_forward(big: int) -> list[tuple]:
     x, w, bias = _floats(7 * big, 19), _floats(5 * big, 19), _floats(5 * big)
-    calls = [(x, w, b, clip, *form, 0.75, form[0], True) for form in FORMS for b, clip in ((bias, 0.3), (None, 1.0))]
-    return [*calls, (x * 0, w, bias, 1.0, 4, True, 1.0, 4, True), (x[:1], w[:1], bias[:1], 1.0, 4, True, 1.0, 4, True)]
+    w = w * torch.exp2(-torch.arange(float(len(w))) / 3)[:, None]
+    calls = [
+        (x, w, b, clip, *form, top, 0.75, form[0], True)
+        for form in FORMS
+        for b, clip, top in ((bias, 0.3, 0), (None, 1.0, 0), (bias, 1.0, 4))
+    ]
+    one = (1.0, 4, True, 0, 1.0, 4, True)
+    return [
+        *calls,
+        (x * 0, w, bias, *one),
+        (x[:1], w[:1], bias[:1], *one),
+        (x, w * 0, bias, 1.0, 4, True, 4, 1.0, 4, True),
+    ]
 
 
 def _bytes(numel: int, bits: int) -> Tensor:
@@ -36,8 +47,10 @@ def linear_backward(big: int) -> list[tuple]:
         none = (None, None, bits, True)
         forms = ((stream, False, 8, 0.5), (None, False, 3, 1.0), (stream, False, 0, 0.3))
         tokens = ((stream, True, 8 - bits, 1.0), (None, True, (8 - bits) // 2, 1.0))
-        calls += [(g, *form, bits, inputs, True, *x, *w) for form in (*forms, *tokens)]
-        calls += [(g, *forms[0], bits, inputs, False, *a, *b) for a, b in ((x, none), (none, w))]
+        e = (torch.arange(outputs) * 5 % 4).to(torch.uint8)[:, None], 3
+        for shift in ((None, 0), e):
+            calls += [(g, *form, bits, inputs, True, *x, *w, *shift) for form in (*forms, *tokens)]
+        calls += [(g, *forms[0], bits, inputs, False, *a, *b, None, 0) for a, b in ((x, none), (none, w))]
     return calls
 
 

@@ -20,18 +20,24 @@ from .scheme import LayerScheme
 
 def forward(x: Tensor, w: Any, bias: Tensor | None, products: Products, scheme: LayerScheme):
     """(y, x packed, w packed) of x (B, I), w (O, I); None where the layer is not one for ops.linear_forward."""
-    qx, qw = _nearest(scheme.activation), _nearest(scheme.weight)
-    if type(products) is not MatmulProducts or qx is None or qw is None or not ops.covered("linear_forward"):
+    qx, qw = scheme.activation, scheme.weight
+    w_top = _largest_exponent(qw, 0)
+    if type(qx) is not AbsMax or not isinstance(qw, AbsMax | ShiftQuant) or w_top is None:
+        return None
+    if qx.stochastic or qw.stochastic or type(products) is not MatmulProducts or not ops.covered("linear_forward"):
         return None
     if not isinstance(w, Tensor) or not _takes(x) or not _takes(w) or x.shape[1] != w.shape[1]:
         return None
     check_bias(bias, len(w))
-    y, px, sx, pw, sw = ops.linear_forward(
-        x.detach(), w.detach(), bias, qx.clip, qx.bits, qx.signed, qw.clip, qw.bits, qw.signed
+    y, px, sx, pw, sw, shift = ops.linear_forward(
+        x.detach(), w.detach(), bias, qx.clip, qx.bits, qx.signed, w_top, qw.clip, qw.bits, qw.signed
     )
     ops.note("output", "integer")
-    return y, *(
-        PackedQTensor(p, t.shape, (t.shape[1], 1), s, q.format) for p, t, s, q in ((px, x, sx, qx), (pw, w, sw, qw))
+    exponents = (shift, w_top) if isinstance(qw, ShiftQuant) else ()
+    return (
+        y,
+        PackedQTensor(px, x.shape, (x.shape[1], 1), sx, qx.format),
+        PackedQTensor(pw, w.shape, (w.shape[1], 1), sw, qw.format, *exponents),
     )
 
 
@@ -45,38 +51,41 @@ def backward(g: Tensor, x: Any, w: Any, sums: bool, products: Products, scheme: 
     q = scheme.gradient
     if type(products) is not MatmulProducts or scheme.gradient_samples != 1 or not ops.covered("linear_backward"):
         return None
-    if type(q) is AbsMax:
-        tokens, top, clip = False, 0, q.clip
-    elif type(q) is ShiftQuant and q.axis == 1 and q.exponents == "consecutive":
-        tokens, top, clip = False, q.max_shift, q.clip
-    elif type(q) is TokenShiftQuant:
-        tokens, top, clip = True, q.top, 1.0
-    else:
+    tokens = type(q) is TokenShiftQuant
+    top = q.top if isinstance(q, TokenShiftQuant) else _largest_exponent(q, 1)
+    if q is None or top is None or not q.signed or not _takes(g) or g.shape[1] == 1 or x is w:
         return None
-    if not q.signed or not _takes(g) or g.shape[1] == 1 or not _saved(x) or not _saved(w) or x is w:
+    if not _saved(x, False) or not _saved(w, True):
         return None
+    clip, shift = getattr(q, "clip", 1.0), (None, 0) if w is None else (w.shift, w.max_shift)
     inputs = (w if x is None else x).shape[1]
-    found = ops.linear_backward(g, stream(), tokens, top, clip, q.bits, inputs, sums, *_operand(x), *_operand(w))
+    found = ops.linear_backward(
+        g, stream(), tokens, top, clip, q.bits, inputs, sums, *_operand(x), *_operand(w), *shift
+    )
     for name, operand in (("grad_input", w), ("grad_weight", x)):
         if operand is not None:
             ops.note(name, "integer")
     return found
 
 
-def _nearest(q: Quantizer | None) -> AbsMax | None:
-    """q, if it is one that linear_forward knows."""
-    return q if type(q) is AbsMax and not q.stochastic else None
+def _largest_exponent(q: Quantizer | None, axis: int) -> int | None:
+    """Of an index of the axis, 0 where q has one range for all; None for a quantizer that the ops don't know."""
+    if type(q) is ShiftQuant and q.axis == axis and q.exponents == "consecutive":
+        return q.max_shift
+    return 0 if type(q) is AbsMax else None
 
 
 def _takes(t: Tensor) -> bool:
     return t.ndim == 2 and t.is_contiguous() and t.numel() > 0
 
 
-def _saved(p: Any) -> bool:
-    """Is it None, or packed row-major with one scale?"""
+def _saved(p: Any, by_row: bool) -> bool:
+    """Is it None, or packed row-major with one scale? by_row: rows may have an exponent each."""
     if p is None:
         return True
-    return isinstance(p, PackedQTensor) and p.stride == (p.shape[1], 1) and p.scale.numel() == 1 and p.shift is None
+    if not isinstance(p, PackedQTensor) or p.stride != (p.shape[1], 1) or p.scale.numel() != 1:
+        return False
+    return p.shift is None or (by_row and p.shift.shape == (p.shape[0], 1))
 
 
 def _operand(p: PackedQTensor | None) -> tuple:

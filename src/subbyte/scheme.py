@@ -333,24 +333,31 @@ def _override_from_dict(o: dict[str, Any]) -> tuple[str, LayerScheme | NormSchem
     return o["pattern"], _layer_from_dict(o["layer"]) if "layer" in o else None
 
 
-def _recipe(name: str, bits: int, gradient: Quantizer, saved: int, activation_clip: float = 1.0) -> Scheme:
-    """w and x nearest with one scale, g by `gradient`, norms in 8-bit codes, first and last layer 8 bits throughout."""
+def _recipe(name: str, w: Quantizer, x: Quantizer, g: Quantizer, saved: int) -> Scheme:
+    """Middle layers by w, x, g; norms in 8-bit codes, `saved` bits of them kept; first and last layer 8 bits."""
     edge = LayerScheme(AbsMax(8), AbsMax(8), ShiftQuant(8, rounding="stochastic", groups=4))
-    layer = LayerScheme(AbsMax(bits), AbsMax(bits, clip=activation_clip), gradient)
-    return Scheme(name, layer, NormScheme("l1", saved=saved), first=edge, last=edge)
+    return Scheme(name, LayerScheme(w, x, g), NormScheme("l1", saved=saved), first=edge, last=edge)
 
 
 _FLOAT_NORM = NormScheme("l2", input=None, normalized=None, saved=None, weight=None, gradient=None)
 
 RECIPES: dict[str, Scheme] = {
     "float": Scheme("float", LayerScheme(), _FLOAT_NORM),
-    "int8": _recipe("int8", 8, ShiftQuant(8, rounding="stochastic", groups=4), saved=8),
+    "int8": _recipe("int8", AbsMax(8), AbsMax(8), ShiftQuant(8, rounding="stochastic", groups=4), saved=8),
     # gradients by groups of tokens, as many as fold into int8 operands: recipes/helps.py and docs/method.md say why
-    "int6": _recipe("int6", 6, TokenShiftQuant(6, rounding="stochastic", groups=3), saved=6),
-    # of 16 levels too few lie where activations are unless the outermost are clipped
-    "int4": _recipe("int4", 4, TokenShiftQuant(4, rounding="stochastic", groups=5), 6, 0.5),
+    "int6": _recipe("int6", AbsMax(6), AbsMax(6), TokenShiftQuant(6, rounding="stochastic", groups=3), saved=6),
+    # Of 16 levels too few lie where values are unless the outermost are clipped; output channels of weights need no
+    # groups that fold, since no sum of the forward product mixes them, and 5 fold into the int8 of the gradient's.
+    "int4": _recipe(
+        "int4",
+        ShiftQuant(4, groups=5, axis=0, clip=0.85),
+        AbsMax(4, clip=0.5),
+        TokenShiftQuant(4, rounding="stochastic", groups=5),
+        saved=6,
+    ),
 }
 # A table of its input's codes gives xhat once more, so that nothing narrower is kept for backward.
 RECIPES["int4-integer-only"] = dataclasses.replace(
-    _recipe("int4-integer-only", 4, ShiftQuant(4, rounding="stochastic", groups=9), saved=8), integer_only=True
+    _recipe("int4-integer-only", AbsMax(4), AbsMax(4), ShiftQuant(4, rounding="stochastic", groups=9), saved=8),
+    integer_only=True,
 )

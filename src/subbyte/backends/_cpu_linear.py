@@ -9,35 +9,41 @@ from torch import Tensor
 
 from ..numerics import IntFormat, packed_bytes
 from ._cpu_call import call, dense_float32
-from ._cpu_products import _GEMM_CALL, _NO_LEADING, _sum_is
+from ._cpu_products import _GEMM_CALL, _NO_LEADING, _address, _sum_is
 from ._native import FLOAT, INT, INT64, POINTER, function
 
 _QUANTIZED = (POINTER, INT64, FLOAT, INT, INT, INT)  # values, how many, clip, bits, qmin, qmax
-_forward = function("sb_linear_forward", *_QUANTIZED * 2, *(POINTER,) * 5, INT)
-_backward = function("sb_linear_backward", POINTER, INT64, INT64, INT, INT, FLOAT, POINTER, INT, *(POINTER,) * 3, INT)
+_forward = function("sb_linear_forward", *_QUANTIZED * 2, INT64, INT, *(POINTER,) * 6, INT)
+_backward = function(
+    "sb_linear_backward", POINTER, INT64, INT64, INT, INT, FLOAT, POINTER, INT, INT, *(POINTER,) * 3, INT
+)
 
 _Form = tuple[int, bool, int]
 """Of codes: bits, signed, max_shift."""
 
 
-def linear_forward(x, w, bias, x_clip: float, x_bits: int, x_signed: bool, w_clip: float, w_bits: int, w_signed: bool):
+def linear_forward(
+    x, w, bias, x_clip: float, x_bits: int, x_signed: bool, w_top: int, w_clip: float, w_bits: int, w_signed: bool
+):
     x32, w32 = _row_major(x), _row_major(w)
     if x32 is None or w32 is None or x.shape[1] != w.shape[1] or not _numbers(bias, len(w)):
         return NotImplemented
     (rows, inputs), outputs = x.shape, len(w)
     bias = None if bias is None else bias.to(torch.float32).contiguous()
     y, sx, sw = torch.empty(rows, outputs), torch.empty(1, 1), torch.empty(1, 1)
+    shift = torch.empty(outputs, 1, dtype=torch.uint8)
     px, pw = (torch.empty(packed_bytes(t.numel(), b), dtype=torch.uint8) for t, b in ((x, x_bits), (w, w_bits)))
     left, right = (0, inputs, 1, (x_bits, x_signed, 0)), (0, inputs, 1, (w_bits, w_signed, 0))
-    product = _product(left, right, False, (rows, outputs, inputs), y, (0, 0, bias))
+    product = _product(left, right, False, (rows, outputs, inputs), y, (0, 0, bias), 1)
     if product is None:
         return NotImplemented
     found = []
     for t, clip, bits, signed in ((x32, x_clip, x_bits, x_signed), (w32, w_clip, w_bits, w_signed)):
         fmt = IntFormat(bits, signed)
         found += [t.data_ptr(), t.numel(), clip, bits, fmt.qmin, fmt.qmax]
-    out = (t.data_ptr() for t in (px, sx, pw, sw))
-    return (y, px, sx, pw, sw) if call("linear_forward", _forward, *found, product, *out) else NotImplemented
+    out = (px, sx, pw, sw, shift)
+    done = call("linear_forward", _forward, *found, outputs, w_top, product, *(t.data_ptr() for t in out))
+    return (y, *out) if done else NotImplemented
 
 
 def linear_backward(
@@ -57,9 +63,13 @@ def linear_backward(
     w_scale,
     w_bits,
     w_signed: bool,
+    w_shift,
+    w_top,
 ):
     g32 = _row_major(g)
     if g32 is None or not _bytes(x, x_bits, inputs * len(g)) or not _bytes(w, w_bits, inputs * g.shape[1]):
+        return NotImplemented
+    if w_shift is not None and w_shift.shape != (g.shape[1], 1):
         return NotImplemented
     if any(t is not None and (not t.is_cpu or t.shape != (1, 1)) for t in (x_scale, w_scale)):
         return NotImplemented
@@ -68,9 +78,12 @@ def linear_backward(
     products: list[Any] = [None, None, None]
     if w is not None:
         grads[0], form = torch.empty(rows, inputs), of_g if tokens else (bits, True, top)
-        right = (w.data_ptr(), 1, inputs, (w_bits, w_signed, 0))
+        exponents = None if w_shift is None else w_shift.contiguous()
+        right = (w.data_ptr(), 1, inputs, (w_bits, w_signed, w_top))
         scales = (0, w_scale.data_ptr(), None)
-        products[0] = _product((0, outputs, 1, form), right, w_bits < 8, (rows, inputs, outputs), grads[0], scales)
+        products[0] = _product(
+            (0, outputs, 1, form), right, w_bits < 8, (rows, inputs, outputs), grads[0], scales, 0, exponents
+        )
     if x is not None:
         grads[1] = torch.empty(outputs, inputs)
         right = (x.data_ptr(), 1, inputs, (x_bits, x_signed, 0))
@@ -84,17 +97,27 @@ def linear_backward(
         return NotImplemented
     address = None if stream is None else stream.data_ptr()
     done = call(
-        "linear_backward", _backward, g32.data_ptr(), rows, outputs, tokens, top, clip, address, bits, *products
+        "linear_backward", _backward, g32.data_ptr(), rows, outputs, tokens, top, clip, address, bits, w_top, *products
     )
     return tuple(grads) if done else NotImplemented
 
 
-def _product(left, right, packed: bool, size: tuple[int, int, int], out: Tensor, scales, column_step: int = 0) -> Any:
+def _product(
+    left,
+    right,
+    packed: bool,
+    size: tuple[int, int, int],
+    out: Tensor,
+    scales,
+    column_step: int = 0,
+    exponents: Tensor | None = None,
+) -> Any:
     """What sb_gemm takes; None where the sums are too wide.
 
     left, right  (address, step from row to row of A or from column to column of B, step along the sum, form)
     size         M, N, K
     scales       (step of A's scale, address of B's, bias); column_step: of B's
+    exponents    of B along the sum
     """
     (a, a_outer, a_inner, a_form), (b, b_outer, b_inner, b_form) = left, right
     width = _sum_is(a_form, b_form, size[2])
@@ -102,7 +125,7 @@ def _product(left, right, packed: bool, size: tuple[int, int, int], out: Tensor,
         return None
     row_step, scale, bias = scales
     return _GEMM_CALL.pack(
-        *(a, a_outer, a_inner, 0, *a_form, b, b_outer, b_inner, 0, *b_form),
+        *(a, a_outer, a_inner, 0, *a_form, b, b_outer, b_inner, _address(exponents), *b_form),
         *(packed, *size, width == "int64", out.data_ptr(), True),
         *(0, row_step, scale, column_step, 0 if bias is None else bias.data_ptr(), *_NO_LEADING),
     )

@@ -1,4 +1,4 @@
-"""helps: what improves 4-bit training, and where its loss comes from: one change to int4 at a time."""
+"""helps: what improves 4-bit training, and where its loss comes from: one change to a plain 4-bit scheme at a time."""
 
 from __future__ import annotations
 
@@ -31,13 +31,19 @@ class Config:
 EXPECTED = ()
 """None: each variant is reported whether or not it helps."""
 
-INT4 = Scheme.from_name("int4")
+PLAIN = dataclasses.replace(
+    Scheme.from_name("int4"),
+    name="custom",
+    layer=LayerScheme(AbsMax(4), AbsMax(4, clip=0.5), TokenShiftQuant(4, groups=5, rounding="stochastic")),
+)
+"""int4 but for its weights, which have one scale and no clip."""
+
 STOCHASTIC: dict[str, Any] = dict(rounding="stochastic")
 
 
 def changed(**roles: Any) -> Scheme:
-    """int4 with other roles in its middle layers."""
-    return dataclasses.replace(INT4, name="custom", layer=dataclasses.replace(INT4.layer, **roles))
+    """PLAIN with other roles in its middle layers."""
+    return dataclasses.replace(PLAIN, layer=dataclasses.replace(PLAIN.layer, **roles))
 
 
 def shift(bits: int, groups: int, axis: int = 1, clip: float = 1.0) -> ShiftQuant:
@@ -51,9 +57,8 @@ def tokens(bits: int, groups: int) -> TokenShiftQuant:
 
 
 def gradient_bits(pattern: str, bits: int) -> Scheme:
-    """int4 with gradients of `bits` bits in the layers whose name matches."""
-    layer = dataclasses.replace(INT4.layer, gradient=tokens(bits, 9 - bits))
-    return dataclasses.replace(INT4, name="custom").override(pattern, layer)
+    """PLAIN with gradients of `bits` bits in the layers whose name matches."""
+    return PLAIN.override(pattern, dataclasses.replace(PLAIN.layer, gradient=tokens(bits, 9 - bits)))
 
 
 def schemes() -> dict[str, Scheme]:
@@ -78,26 +83,27 @@ def schemes() -> dict[str, Scheme]:
         "samples-2": changed(gradient_samples=2),
         "groups-a": changed(activation=ShiftQuant(4, groups=5)),
         "groups-w": changed(weight=ShiftQuant(4, groups=5, axis=0)),
+        "groups-w-clip": changed(weight=ShiftQuant(4, groups=5, axis=0, clip=0.5)),
         "zero-point-w": changed(weight=ZeroPoint(4)),
         "channels-w": changed(weight=PerChannel(4, axis=0)),
         "g6-stage1": gradient_bits("layer1.*", 6),
         "g6-stage2": gradient_bits("layer2.*", 6),
         "g6-stage3": gradient_bits("layer3.*", 6),
-        "norm-saved-8": dataclasses.replace(INT4, name="custom", norm=norm8),
+        "norm-saved-8": dataclasses.replace(PLAIN, norm=norm8),
         "w-float": changed(weight=None),
         "a-float": changed(activation=None),
         "g-float": changed(gradient=None),
         "w8": changed(weight=AbsMax(8)),
         "a8": changed(activation=AbsMax(8)),
         "g8": changed(gradient=shift(8, 4)),
-        "norms-float-l1": dataclasses.replace(INT4, name="custom", norm=NormScheme("l1", None, None, None, None, None)),
-        "norms-float-l2": dataclasses.replace(INT4, name="custom", norm=RECIPES["float"].norm),
-        "norms-only": dataclasses.replace(INT4, name="custom", layer=LayerScheme(), first=None, last=None),
+        "norms-float-l1": dataclasses.replace(PLAIN, norm=NormScheme("l1", None, None, None, None, None)),
+        "norms-float-l2": dataclasses.replace(PLAIN, norm=RECIPES["float"].norm),
+        "norms-only": dataclasses.replace(PLAIN, layer=LayerScheme(), first=None, last=None),
     }
 
 
 def runs(config: Config) -> Iterator[Run]:
-    """float, int4, then every variant; seed by seed."""
+    """float, int4, plain, then every variant; seed by seed."""
     settings: dict[str, Any] = {
         k: v
         for k, v in dataclasses.asdict(config).items()
@@ -105,7 +111,8 @@ def runs(config: Config) -> Iterator[Run]:
     }
     longer = {**settings, "warmup_epochs": config.long_warmup_epochs}
     standardized = {**settings, "model": config.model + "+ws"}
-    wanted: dict[str, tuple[Scheme | str, dict[str, Any]]] = {"float": ("float", settings), "int4": ("int4", settings)}
+    wanted: dict[str, tuple[Scheme | str, dict[str, Any]]] = {name: (name, settings) for name in ("float", "int4")}
+    wanted["plain"] = PLAIN, settings
     wanted |= {variant: (scheme, settings) for variant, scheme in schemes().items()}
     for name in ("float", "int4"):
         wanted[f"{name}, long warm-up"] = name, longer
@@ -128,14 +135,15 @@ STUDY = Study(
         batch_size=512,
         warmup_epochs=0.5,
         long_warmup_epochs=0.8,
-        variants=("float", "int4", "lsq-wa", "groups-w", "g6-stage1", "int4, weight standardization"),
+        variants=("float", "int4", "plain", "lsq-wa", "groups-w", "g6-stage1", "int4, weight standardization"),
     ),
     runs=runs,
     expected=EXPECTED,
-    baseline="int4",
+    baseline="plain",
     notes=(
-        "Each variant is int4 with one change in its middle layers. int4's gradients are TokenShiftQuant(4 bits, 5 "
-        "groups), and its activations clip at 0.5 of their largest magnitude. g-channels, g-samples: gradients by "
+        "Each variant is `plain` with one change in its middle layers: 4-bit gradients by TokenShiftQuant(5 groups), "
+        "activations that clip at 0.5 of their largest magnitude, weights with one scale. int4, the recipe, has "
+        "groups-w with a clip at 0.85. g-channels, g-samples: gradients by "
         "ShiftQuant's 9 groups of channels, of samples; -clip: at 0.5 of their range; g-tokens-3: 3 groups of tokens. "
         "whole a: activations that clip nothing; clip-w: weights that clip at 0.75. lsq: learned steps (w weights, a "
         "activations; slow: a tenth of the rate). sawb, mse: clipped ranges. samples-2: gradients quantized twice and "
