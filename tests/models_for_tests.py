@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 import subbyte as sb
 from subbyte.autograd import STREAMS
 from subbyte.numerics import draw_stream
+from subbyte.products import swap_channels
 
 RECIPES = ("int4", "int6", "int8")
 BITS = {"int4": 4, "int6": 6, "int8": 8}
@@ -71,7 +73,7 @@ def product_model(
     if layer.weight.ndim == 2:  # what a Linear multiplies are rows
         x, g, found["y"] = (t.reshape(-1, t.shape[-1]) for t in (x, g, found["y"]))
         found["x"] = found["x"].reshape(x.shape)
-    qx, qw = dequantized(scheme.activation, x, streams[1]), dequantized(scheme.weight, layer.weight, streams[2])
+    qx, qw = dequantized(scheme.activation, x, streams[1]), _dequantized_weight(layer, streams[2])
     qg = dequantized(scheme.gradient, g, streams[0])
     for prefix, operands, gradient in (
         ("model", (qx, qw), qg),
@@ -85,6 +87,14 @@ def product_model(
         if b is not None:
             found[f"{prefix}_b"] = b.grad
     return found
+
+
+def _dequantized_weight(layer, stream: Tensor) -> Tensor:
+    """As the layer quantizes it: output channels are axis 0, those of a transposed convolution too."""
+    if not isinstance(layer, _ConvTransposeNd):
+        return dequantized(layer.scheme.weight, layer.weight, stream)
+    outputs_first = swap_channels(layer.weight, layer.groups)
+    return swap_channels(dequantized(layer.scheme.weight, outputs_first, stream), layer.groups)
 
 
 def assert_product(found: dict[str, Tensor], bits: int | None = None) -> None:

@@ -220,7 +220,7 @@ def test_the_trained_network_goes_back_to_floats(name):
 def test_a_wgan_without_norms_trains(recipe):
     first, last = train_wgan(recipe)
     float_first, float_last = in_floats_wgan()
-    assert abs(first - float_first) < min(0.12, MARGIN[recipe] / 2)
+    assert abs(first - float_first) < MARGIN[recipe] / 3  # int4: ranges of 0.85 make a critic of clamped weights weaker
     assert last < first - 0.3
     assert last < float_last + MARGIN[recipe]  # 4 bits end lower: their generator gives itself away
 

@@ -70,11 +70,15 @@ def test_runs_give_rows_and_are_not_done_again(tmp_path):
     assert [row["integer_share"] for row in rows] == [0.0, 1.0]
     assert [row["quantizer"] for row in rows] == ["none", "s4 TokenShiftQuant(5 groups of tokens, stochastic)"]
     assert rows[1]["settings"]["scheme"]["layer"]["weight"] == {
-        "type": "AbsMax",
+        "type": "ShiftQuant",
         "bits": 4,
         "signed": True,
         "rounding": "nearest",
-        "clip": 1.0,
+        "groups": 5,
+        "axis": 0,
+        "exponents": "consecutive",
+        "max_exponent": None,
+        "clip": 0.85,
     }
     before = (tmp_path / "results" / "tiny.jsonl").read_bytes()
     assert execute(study, None, place(tmp_path), quiet()).done == []

@@ -238,15 +238,15 @@ def test_nothing_is_kept_without_gradients_or_for_frozen_operands():
     with torch.no_grad():
         layer(x)
     assert "pack_codes" not in layer.record.kernels
-    inputs, weights = 32 * 64 // 2, 64 * 16 // 2
+    inputs, weights, exponents = 32 * 64 // 2, 64 * 16 // 2, 16
 
     def codes(x):
         return sorted(t.nbytes for t in saved_by(lambda: layer(x)) if t.dtype == torch.uint8)
 
-    assert codes(x) == [weights, inputs]
+    assert codes(x) == [exponents, weights, inputs]
     assert codes(x.detach()) == [inputs]
     layer.weight.requires_grad_(False)
-    assert codes(x) == [weights]  # the input is not kept: only the weight's gradient would need it
+    assert codes(x) == [exponents, weights]  # the input is not kept: only the weight's gradient would need it
     assert codes(x.detach()) == []
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .numerics import IntFormat
 from .ops import ConvParams
 from .qtensor import PackedQTensor, QTensor
 
@@ -248,12 +249,22 @@ class TransposedConvProducts(Products):
         if isinstance(w, Tensor):
             return swap_channels(w, groups)
         if groups > 1 and w.varies_along(0)[1]:
-            w = w.fold_shift(1)  # a shift for each output channel would run along two axes
+            w = _folded(w)  # a shift for each output channel would run along two axes
         scale, inner = w.scale, w.shape[1]
         if groups > 1 and scale.shape[0] > 1:
             scale = scale.expand(-1, inner, *scale.shape[2:])
         shift = None if w.shift is None else _swap_small(w.shift, groups)
         return replace(w, codes=swap_channels(w.codes, groups), scale=_swap_small(scale, groups), shift=shift)
+
+
+def _folded(w: QTensor) -> QTensor:
+    """w with its shift in the codes, c << (E - e), which takes b + E bits; in its scales where those are more than 8."""
+    assert w.shift is not None
+    wide = w.format.bits + w.max_shift
+    if wide > 8:
+        return w.fold_shift(1)
+    codes = torch.bitwise_left_shift(w.codes, (w.max_shift - w.shift).to(w.codes.dtype))
+    return QTensor(codes, w.scale * 2.0**-w.max_shift, IntFormat(wide, w.format.signed))
 
 
 def swap_channels(w: Tensor, groups: int) -> Tensor:

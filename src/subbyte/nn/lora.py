@@ -42,7 +42,7 @@ class LoRALinear(Linear):
     >>> import subbyte as sb
     >>> layer = sb.nn.LoRALinear(16, 8, scheme=sb.Scheme.from_name("int4").layer, rank=2)
     >>> [(n, tuple(t.shape)) for n, t in layer.state_dict().items()]  # doctest: +NORMALIZE_WHITESPACE
-    [('bias', (8,)), ('base_codes', (64,)), ('base_scale', (1, 1)),
+    [('bias', (8,)), ('base_codes', (64,)), ('base_scale', (1, 1)), ('base_shift', (8, 1)),
      ('lora_A.weight', (2, 16)), ('lora_B.weight', (8, 2))]
     """
 
