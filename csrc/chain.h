@@ -32,7 +32,7 @@ struct GradSums {
 // The steps that a token's codes may have: e is the largest exponent whose limit is not below its largest magnitude.
 struct TokenSteps {
     int top;            // the last exponent
-    float high;         // the largest code, in fixed point
+    float low, high;    // the least and the largest code, in fixed point
     i32 limit[8];       // bits of the range 2^-e, -1: no token may take it
     float inv[8];
 };

@@ -57,7 +57,7 @@ SB_EXPORT const char* sb_linear_backward(
     if (tokens) {  // the shift is in the codes
         sb_amax(g, 1, 1, n, &step, threads);
         kernel = sb_quantize_tokens(
-            g, rows, outputs, &step, stream, 1, n, 1, bits, top, codes.as<i8>(), threads);
+            g, rows, outputs, &step, stream, 1, n, 1, bits, 1, top, codes.as<i8>(), threads);
         step = step / static_cast<float>(high) / power_of_two(static_cast<u8>(top));
         top = 0;
     } else {

@@ -23,10 +23,11 @@ Op<QuantizeKernels> draw_op{"quantize_sr"};
 
 constexpr i64 kGrain = 1 << 14;  // elements that are worth a second thread
 
-TokenSteps token_steps(float r, int code_bits, int top) {
+TokenSteps token_steps(float r, int code_bits, bool with_sign, int top) {
     TokenSteps s{};
     s.top = top;
-    s.high = static_cast<float>((1 << (code_bits - 1)) - 1) * kOne;
+    s.high = static_cast<float>((1 << (code_bits - with_sign)) - 1) * kOne;
+    s.low = with_sign ? -s.high : 0.0f;
     const float inv = inverse_step(r, s.high);
     for (int e = 0; e <= top; ++e) {
         const float limit = std::ldexp(r, -e);
@@ -43,16 +44,17 @@ i64 tile_of(i64 channels) { return round_up<i64>(std::max<i64>(Draws::kTile / ch
 }  // namespace
 }  // namespace sb
 
-// x: rows * channels floats, r: their range; order and stream: draw.h, nullptr: half to even -> codes 2^(top - e).
+// x: rows * channels floats, r: their range; order and stream: draw.h, nullptr: half to even -> codes 2^(top - e), which
+// are bytes without a sign unless with_sign.
 SB_EXPORT const char* sb_quantize_tokens(
     const float* x, sb::i64 rows, sb::i64 channels, const float* r, const sb::i64* stream, sb::i64 order_batch,
-    sb::i64 order_channels, sb::i64 order_pixels, int code_bits, int top, sb::i8* codes, int threads) {
+    sb::i64 order_channels, sb::i64 order_pixels, int code_bits, int with_sign, int top, sb::i8* codes, int threads) {
     using namespace sb;
     const auto kernel = tokens_op.best();
     const Order order{order_batch, order_channels, order_pixels};
     const i64 n = rows * channels;
     if (stream && !Draws::covers(n, order)) return nullptr;
-    const TokenSteps steps = token_steps(*r, code_bits, top);
+    const TokenSteps steps = token_steps(*r, code_bits, with_sign, top);
     const Draws draws(*draw_op.best().table, stream, n, order, tile_of(channels));
     will_fill(codes, n);
     draws.each(useful_threads(threads, n, kGrain), [&](i64 begin, i64 end, const u16* bits, int) {
@@ -74,7 +76,7 @@ SB_EXPORT const char* sb_norm_grad_tokens(
     if (stream && !Draws::covers(n, order)) return nullptr;
     const Strips strips({rows, channels, 1});
     const NormGrad norm(strips, {gamma, gammas}, {a, as}, {u, us}, {v, vs}, {t, ts});
-    const TokenSteps steps = token_steps(*r, code_bits, top);
+    const TokenSteps steps = token_steps(*r, code_bits, true, top);
     const Draws draws(*draw_op.best().table, stream, n, order, tile_of(channels));
     will_fill(codes, n);
     const int workers = useful_threads(threads, n, kGrain);

@@ -123,9 +123,15 @@ def norm_grad_tokens(big: int) -> list[tuple]:
 
 def quantize_tokens(big: int) -> list[tuple]:
     return [
-        (g, torch.full([1] * g.ndim, 5.0), stream, bits, top)
+        (g, torch.full([1] * g.ndim, 5.0), stream, *form)
         for g, _ in _gradients(big)
-        for stream, bits, top in ((torch.tensor(3), 4, 4), (None, 6, 2), (torch.tensor(4), 2, 6))
+        for stream, *form in (
+            (torch.tensor(3), 4, True, 4),
+            (None, 6, True, 2),
+            (torch.tensor(4), 2, True, 6),
+            (None, 4, False, 2),
+            (torch.tensor(5), 8, False, 0),
+        )
     ]
 
 

@@ -1,5 +1,6 @@
 """TokenShiftQuant: codes by the definition, no bias, no clipping, one scale, integer products, errors."""
 
+import dataclasses
 import math
 
 import pytest
@@ -42,6 +43,41 @@ def test_codes_by_the_definition(shape, bits, groups):
     assert q.scale.item() == pytest.approx(x.abs().max().item() / big * 2.0**-top)
     assert q.format == sb.IntFormat(bits + top)
     assert torch.equal(q.codes % 2 ** (top - e).to(torch.int8), torch.zeros_like(q.codes))
+
+
+@pytest.mark.parametrize(("bits", "groups"), [(4, 3), (4, 5), (2, 7), (8, 1)])
+def test_unsigned_codes_are_those_of_one_more_bit(bits, groups):
+    """Of what is not negative; what is becomes 0."""
+    x = loud_and_silent(9, 32)
+    q = sb.TokenShiftQuant(bits, groups=groups, signed=False)(x.abs())
+    assert q.format == sb.IntFormat(bits + groups - 1, signed=False)
+    assert q.codes.max() == (2**bits - 1) * 2 ** (groups - 1)
+    assert not sb.TokenShiftQuant(bits, groups=groups, signed=False)(-x.abs()).codes.any()
+    if bits + groups <= 8:
+        signed = sb.TokenShiftQuant(bits + 1, groups=groups)(x.abs())
+        assert torch.equal(q.codes.to(torch.int16), signed.codes.to(torch.int16))
+        assert torch.equal(q.scale, signed.scale)
+
+
+def test_activations_by_tokens_are_closer_than_with_one_scale():
+    """Behind a ReLU; and the layer's products stay integers."""
+    x = loud_and_silent(64, 32, octaves=3).relu()
+    error = {
+        name: (q(x).dequantize() - x).square().sum().item()
+        for name, q in {
+            "tokens": sb.TokenShiftQuant(4, groups=3, signed=False),
+            "one": sb.AbsMax(4, signed=False),
+        }.items()
+    }
+    assert error["tokens"] < error["one"] / 2
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 5))
+    scheme = sb.Scheme.from_name("int4")
+    layer = dataclasses.replace(scheme.layer, activation=sb.TokenShiftQuant(4, groups=3))
+    sb.quantize_(model, dataclasses.replace(scheme, layer=layer))
+    assert not model[2].scheme.activation.signed
+    report = sb.report(model, torch.randn(64, 32), torch.randint(5, (64,)), F.cross_entropy)
+    assert report.integer_share == 1.0
+    assert "quantize_tokens" in report.layers["2"].kernels
 
 
 @pytest.mark.parametrize("layout", ["rows", "columns", "channels_last", "planes"])
@@ -126,7 +162,5 @@ def test_recipes_and_json():
 def test_what_it_refuses():
     with pytest.raises(ValueError, match="1 to 5 groups of tokens, not 6"):
         sb.TokenShiftQuant(4, groups=6)
-    with pytest.raises(ValueError, match="signed"):
-        sb.TokenShiftQuant(4, signed=False)
     with pytest.raises(ValueError, match="needs an axis 1"):
         sb.TokenShiftQuant(4)(torch.randn(5))

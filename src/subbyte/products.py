@@ -258,7 +258,7 @@ class TransposedConvProducts(Products):
 
 
 def _folded(w: QTensor) -> QTensor:
-    """w with its shift in the codes, c << (E - e), which takes b + E bits; in its scales where those are more than 8."""
+    """w with its shift in the codes, c << (E - e): b + E bits. In its scales where those are more than 8."""
     assert w.shift is not None
     wide = w.format.bits + w.max_shift
     if wide > 8:

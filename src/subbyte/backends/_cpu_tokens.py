@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..numerics import IntFormat
 from ._cpu_call import call, dense_float32, ran, transposition
 from ._cpu_chain import norm_gradient, pointers
 from ._cpu_norm import norm_grad_apply
@@ -14,25 +15,25 @@ from ._native import INT, INT64, POINTER, function
 _ROUNDING = (POINTER, INT64, INT64, INT64, INT, INT)  # stream, batch, channels, pixels, bits, top
 _VALUES = (POINTER, INT64)
 
-_quantize = function("sb_quantize_tokens", POINTER, INT64, INT64, POINTER, *_ROUNDING, POINTER, INT)
+_quantize = function("sb_quantize_tokens", POINTER, INT64, INT64, POINTER, *_ROUNDING[:-1], INT, INT, POINTER, INT)
 _grad = function(
     "sb_norm_grad_tokens", POINTER, INT64, INT64, POINTER, INT, *_VALUES * 5, POINTER, *_ROUNDING, POINTER, INT
 )
 
 
-def quantize_tokens(x: Tensor, r: Tensor, stream: Tensor | None, bits: int, top: int) -> Tensor:
+def quantize_tokens(x: Tensor, r: Tensor, stream: Tensor | None, bits: int, signed: bool, top: int) -> Tensor:
     x32 = dense_float32(x)
     if x32 is None or r.dtype != torch.float32 or r.device.type != "cpu" or r.numel() != 1 or x.ndim < 2:
         return NotImplemented
     if x.numel() == 0:
         return NotImplemented
-    codes = torch.empty_like(x32, dtype=torch.int8)
+    codes = torch.empty_like(x32, dtype=IntFormat(bits, signed).dtype)
     order = (1, x.numel(), 1) if stream is None else transposition(x32)
     if order is None or not _by_rows(x32):
-        found = quantize_tokens(x32.movedim(1, -1).contiguous().movedim(-1, 1), r, stream, bits, top)
+        found = quantize_tokens(x32.movedim(1, -1).contiguous().movedim(-1, 1), r, stream, bits, signed, top)
         return found if found is NotImplemented else codes.copy_(found)
     channels = x.shape[1]
-    rounding = (None if stream is None else stream.data_ptr(), *order, bits, top)
+    rounding = (None if stream is None else stream.data_ptr(), *order, bits, signed, top)
     rows = x.numel() // channels
     done = call("quantize_tokens", _quantize, x32.data_ptr(), rows, channels, r.data_ptr(), *rounding, codes.data_ptr())
     return codes if done else NotImplemented
@@ -46,7 +47,7 @@ def norm_grad_tokens(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, stream, bit
     if not _by_rows(q_g):  # the channels of a token are apart: dx in floats first
         k = unpack_codes(saved, q_g.numel(), saved_bits, True).as_strided(q_g.shape, q_g.stride())
         dx = norm_grad_apply(q_g, k, q_gamma, a, u, v, t, False)
-        codes = dx if dx is NotImplemented else quantize_tokens(dx, r, stream, bits, top)
+        codes = dx if dx is NotImplemented else quantize_tokens(dx, r, stream, bits, True, top)
         ran["norm_grad_tokens"] = ran.get("quantize_tokens", "")
         return codes
     codes, channels = torch.empty_like(q_g), q_g.shape[1]

@@ -212,6 +212,6 @@ def norm_grad_codes(q_g, saved, saved_bits: int, q_gamma, a, u, v, t, r, shift, 
     lambda q_g, *_: torch.empty_like(q_g),
 )
 def norm_grad_tokens(q_g, saved, saved_bits: int, q_gamma, a, u, v, t, r, stream, bits: int, top: int) -> Tensor:
-    """quantize_tokens(dx, r, stream, bits, top) of the same dx."""
+    """quantize_tokens(dx, r, stream, bits, signed, top) of the same dx."""
     dx = _norm_gradient(q_g, saved, saved_bits, q_gamma, a, u, v, t)
-    return _reference("quantize_tokens", dx, r, stream, bits, top)
+    return _reference("quantize_tokens", dx, r, stream, bits, True, top)

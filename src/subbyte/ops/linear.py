@@ -93,7 +93,7 @@ def linear_backward(
     rows, outputs = g.shape
     if tokens:
         r = registered["amax"](g, WHOLE)
-        q = registered["quantize_tokens"](g, r, stream, bits, top)
+        q = registered["quantize_tokens"](g, r, stream, bits, True, top)
         s = numerics.step(r, IntFormat(bits)) * 2.0**-top
         steps, bits, top, shift = s.expand(1, outputs), bits + top, 0, None
     else:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import numerics
+from ..numerics import IntFormat
 from .dispatch import op, registered
 
 
@@ -21,14 +22,14 @@ def token_exponents(x: Tensor, r: Tensor, top: int) -> Tensor:
 
 
 @op(
-    "(Tensor x, Tensor r, Tensor? stream, int bits, int top) -> Tensor",
-    lambda x, r, stream, bits, top: torch.empty_like(x, dtype=torch.int8),
+    "(Tensor x, Tensor r, Tensor? stream, int bits, bool signed, int top) -> Tensor",
+    lambda x, r, stream, bits, signed, top: torch.empty_like(x, dtype=IntFormat(bits, signed).dtype),
 )
-def quantize_tokens(x: Tensor, r: Tensor, stream: Tensor | None, bits: int, top: int) -> Tensor:
+def quantize_tokens(x: Tensor, r: Tensor, stream: Tensor | None, bits: int, signed: bool, top: int) -> Tensor:
     """codes = quantize(x, r, e, stream, bits, signed) 2^(top - e), e = token_exponents(x, r, top).
 
     x  any float, 2 axes or more; r: float32 of one element, max |x|; bits + top <= 8
     """
     e = token_exponents(x, r, top)
-    codes = registered["quantize"](x, r, e.to(torch.uint8), stream, bits, True)
-    return torch.empty_like(x, dtype=torch.int8).copy_(codes * (1 << (top - e)).to(torch.int8))
+    codes = registered["quantize"](x, r, e.to(torch.uint8), stream, bits, signed)
+    return torch.empty_like(x, dtype=codes.dtype).copy_(codes * (1 << (top - e)).to(codes.dtype))

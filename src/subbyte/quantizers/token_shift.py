@@ -23,9 +23,11 @@ class TokenShiftQuant(Quantizer):
     r_t <= R 2^-e(t), where r_t = max |x| of the token: nothing is ever clipped, so stochastic rounding is unbiased.
     grad_weight reduces over tokens, so these are the groups that ShiftQuant makes for that product. Tokens lie further
     apart than channels, and most of a gradient's are silent: the variance falls accordingly (recipes/theory.py).
+    Activations may be grouped so as well; those behind a ReLU have unsigned codes, Q = 2^bits - 1.
 
     The QTensor holds q 2^(groups - 1 - e(t)) and one scale: the shift is folded into int8, and each element still is
-    one of 2^bits - 1 codes. So bits + groups - 1 <= 8, and any product takes it, whatever axis that reduces.
+    one of 2^bits - 1 codes (2^bits, unsigned). So bits + groups - 1 <= 8, and any product takes it, whatever axis it
+    reduces.
 
     Source: this project's, after ShiftQuant (Guo et al., arXiv 2411.10948).
 
@@ -44,8 +46,6 @@ class TokenShiftQuant(Quantizer):
             raise ValueError(
                 f"{self.bits} bits leave room in {OPERAND_BITS} for 1 to {most} groups of tokens, not {self.groups}"
             )
-        if not self.signed:
-            raise ValueError("TokenShiftQuant is for gradients, which are signed; AbsMax has unsigned codes")
 
     @property
     def top(self) -> int:
@@ -56,11 +56,11 @@ class TokenShiftQuant(Quantizer):
         if x.ndim < 2:
             raise ValueError(f"TokenShiftQuant needs an axis 1 beside that of the tokens, not {tuple(x.shape)}")
         r = ops.amax(x, ops.WHOLE)
-        return self.of_codes(ops.quantize_tokens(x, r, stream, self.bits, self.top), r)
+        return self.of_codes(ops.quantize_tokens(x, r, stream, self.bits, self.signed, self.top), r)
 
     def of_codes(self, codes: Tensor, r: Tensor) -> QTensor:
         """The QTensor of codes that ops.quantize_tokens, or a pass that ends in it, made with the range r."""
-        return QTensor(codes, step(r, self.format) * 2.0**-self.top, IntFormat(self.bits + self.top))
+        return QTensor(codes, step(r, self.format) * 2.0**-self.top, IntFormat(self.bits + self.top, self.signed))
 
     def groups_used(self, x: Tensor, q: QTensor) -> int:
         return len(ops.token_exponents(x, ops.amax(x, ops.WHOLE), self.top).unique())

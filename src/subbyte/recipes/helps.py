@@ -82,6 +82,8 @@ def schemes() -> dict[str, Scheme]:
         "mse-wa": changed(weight=MSEClip(4), activation=MSEClip(4)),
         "samples-2": changed(gradient_samples=2),
         "groups-a": changed(activation=ShiftQuant(4, groups=5)),
+        "groups-a-clip": changed(activation=ShiftQuant(4, groups=3, clip=0.6)),
+        "tokens-a": changed(activation=TokenShiftQuant(4, groups=3)),
         "groups-w": changed(weight=ShiftQuant(4, groups=5, axis=0)),
         "groups-w-clip": changed(weight=ShiftQuant(4, groups=5, axis=0, clip=0.5)),
         "zero-point-w": changed(weight=ZeroPoint(4)),
@@ -148,7 +150,8 @@ STUDY = Study(
         "whole a: activations that clip nothing; clip-w: weights that clip at 0.75. lsq: learned steps (w weights, a "
         "activations; slow: a tenth of the rate). sawb, mse: clipped ranges. samples-2: gradients quantized twice and "
         "averaged for the weights' gradient. groups-a, groups-w: groups for activations (input channels) and weights "
-        "(output channels); channels-w: a free scale for each output channel; zero-point-w: an asymmetric grid. "
+        "(output channels); -clip: at 0.6 and 0.5 of each group's range; tokens-a: 3 groups of tokens for activations; "
+        "channels-w: a free scale for each output channel; zero-point-w: an asymmetric grid. "
         "g6-stage1: 6-bit gradients in that stage. The rest (w-float, a8, ...) takes one thing out of 4 bits, to see "
         "what it costs; norms-only leaves every layer float."
     ),
