@@ -24,30 +24,6 @@ constexpr i64 kTile = 4096;      // elements, at most
 constexpr i64 kBlock = 1 << 15;  // elements in a task, about
 constexpr i64 kGrain = 1 << 13;  // elements that are worth a second thread
 
-// Is |count q - total| < 2^31 for every code q of a signed byte?
-bool fits_in_32_bits(i64 count, const i64* total, i64 n) {
-    i64 most = 0;
-    for (i64 i = 0; i < n; ++i) most = std::max(most, total[i] < 0 ? -total[i] : total[i]);
-    return count <= INT32_MAX && most + 128 * count <= INT32_MAX;
-}
-
-// Operands of the norm by slot, and the narrowing of k.
-struct Norm {
-    std::vector<i32> total;
-    std::vector<float> factor, gamma, scale, beta;
-    NormOperands operands;
-
-    Norm(const Norm&) = delete;  // the operands point into the vectors
-    Norm(
-        const Strips& strips, Values<i64> totals, Values<float> factors, Values<i8> gammas, Values<float> scales,
-        Values<float> betas, i64 count, int bits, int saved_bits)
-        : total(totals.spread<i32>(strips)), factor(factors.spread<float>(strips)),
-          gamma(gammas.spread<float>(strips)), scale(scales.spread<float>(strips)), beta(betas.spread<float>(strips)) {
-        operands = {total.data(), factor.data(), gamma.data(), scale.data(), beta.data(), static_cast<i32>(count),
-                    ((1 << (bits - 1)) - 1) * kOne, narrowing(bits, saved_bits)};
-    }
-};
-
 // tile(begin, end, k, mask, worker) fills buffers; k, and with `masks` the mask too, is packed afterwards
 template <class Tile>
 void packed_tiles(const Strips& strips, i64 n, int saved_bits, u8* saved, u8* masks, int workers, const Tile& tile) {

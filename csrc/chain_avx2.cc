@@ -25,6 +25,8 @@ static const ChainKernels kernels{
     token_codes, relu_grad_add};
 static const Register registered_norm_relu{"norm_relu", Isa::avx2, "norm_relu_avx2", &kernels};
 static const Register registered_norm_relu_codes{"norm_relu_codes", Isa::avx2, "norm_relu_codes_avx2", &kernels};
+static const Register registered_norm_relu_tokens{
+    "norm_relu_tokens", Isa::avx2, "norm_relu_tokens_avx2", &kernels};
 static const Register registered_relu_grad{"relu_grad", Isa::avx2, "relu_grad_avx2", &kernels};
 static const Register registered_relu_grad_quantize{
     "relu_grad_quantize", Isa::avx2, "relu_grad_quantize_avx2", &kernels};

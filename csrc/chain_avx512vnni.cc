@@ -26,6 +26,8 @@ static const ChainKernels kernels{
 static const Register registered_norm_relu{"norm_relu", Isa::avx512vnni, "norm_relu_avx512vnni", &kernels};
 static const Register registered_norm_relu_codes{
     "norm_relu_codes", Isa::avx512vnni, "norm_relu_codes_avx512vnni", &kernels};
+static const Register registered_norm_relu_tokens{
+    "norm_relu_tokens", Isa::avx512vnni, "norm_relu_tokens_avx512vnni", &kernels};
 static const Register registered_relu_grad{"relu_grad", Isa::avx512vnni, "relu_grad_avx512vnni", &kernels};
 static const Register registered_relu_grad_quantize{
     "relu_grad_quantize", Isa::avx512vnni, "relu_grad_quantize_avx512vnni", &kernels};

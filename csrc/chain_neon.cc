@@ -22,6 +22,8 @@ static const ChainKernels kernels{
     token_codes, relu_grad_add};
 static const Register registered_norm_relu{"norm_relu", Isa::neon, "norm_relu_neon", &kernels};
 static const Register registered_norm_relu_codes{"norm_relu_codes", Isa::neon, "norm_relu_codes_neon", &kernels};
+static const Register registered_norm_relu_tokens{
+    "norm_relu_tokens", Isa::neon, "norm_relu_tokens_neon", &kernels};
 static const Register registered_relu_grad{"relu_grad", Isa::neon, "relu_grad_neon", &kernels};
 static const Register registered_relu_grad_quantize{
     "relu_grad_quantize", Isa::neon, "relu_grad_quantize_neon", &kernels};

@@ -17,6 +17,8 @@ const ChainKernels kernels{
 const Register registered_norm_relu{"norm_relu", Isa::portable, "norm_relu_portable", &kernels};
 const Register registered_norm_relu_codes{
     "norm_relu_codes", Isa::portable, "norm_relu_codes_portable", &kernels};
+const Register registered_norm_relu_tokens{
+    "norm_relu_tokens", Isa::portable, "norm_relu_tokens_portable", &kernels};
 const Register registered_relu_grad{"relu_grad", Isa::portable, "relu_grad_portable", &kernels};
 const Register registered_relu_grad_quantize{
     "relu_grad_quantize", Isa::portable, "relu_grad_quantize_portable", &kernels};

@@ -40,6 +40,9 @@ SB_INLINE u64 spread(u64 dense) {
 const PackKernels kernels{pack, unpack};
 const Register registered_pack{"pack_codes", Isa::portable, "pack_codes_portable", &kernels};
 const Register registered_unpack{"unpack_codes", Isa::portable, "unpack_codes_portable", &kernels};
+const Register registered_tokens{"pack_tokens", Isa::portable, "pack_tokens_portable", &kernels};
+const Register registered_unpack_tokens{
+    "unpack_tokens", Isa::portable, "unpack_tokens_portable", &kernels};
 
 }  // namespace
 }  // namespace sb::portable

@@ -1,10 +1,12 @@
-// sb_quantize_tokens and sb_norm_grad_tokens (ops/tokens.py, ops/chain.py): codes whose step belongs to a token, an index
-// of all axes but that of the channels. The channels of a token lie together: the tensor is a matrix, a row for each.
+// The passes of ops/tokens.py and, as they stand in a chain, sb_norm_relu_tokens and sb_norm_grad_tokens: codes whose step
+// belongs to a token, an index of all axes but that of the channels. The channels of a token lie together: the tensor is
+// a matrix, a row for each.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
 
+#include "broadcast.h"
 #include "chain.h"
 #include "chain_values.h"
 #include "cpu_features.h"
@@ -17,11 +19,13 @@
 namespace sb {
 namespace {
 
-Op<ChainKernels> tokens_op{"quantize_tokens"}, grad_op{"norm_grad_tokens"};
-Op<PackKernels> unpack_op{"unpack_codes"};
+Op<ChainKernels> tokens_op{"quantize_tokens"}, relu_op{"norm_relu_tokens"}, grad_op{"norm_grad_tokens"};
+Op<PackKernels> pack_op{"pack_codes"}, unpack_op{"unpack_codes"};
+Op<PackKernels> pack_tokens_op{"pack_tokens"}, unpack_tokens_op{"unpack_tokens"};
 Op<QuantizeKernels> draw_op{"quantize_sr"};
 
-constexpr i64 kGrain = 1 << 14;  // elements that are worth a second thread
+constexpr i64 kGrain = 1 << 14;       // elements that are worth a second thread
+constexpr i64 kPackedTile = 1 << 12;  // elements of a tile that is packed, about
 
 TokenSteps token_steps(float r, int code_bits, bool with_sign, int top) {
     TokenSteps s{};
@@ -41,8 +45,67 @@ TokenSteps token_steps(float r, int code_bits, bool with_sign, int top) {
 // Elements of a tile: whole tokens, and whole calls of the random bits.
 i64 tile_of(i64 channels) { return round_up<i64>(std::max<i64>(Draws::kTile / channels, 1), 4) * channels; }
 
+// Tokens of a tile whose codes are packed: a multiple of 8 begins at a byte whatever the width.
+i64 packed_tokens(i64 channels) { return std::max<i64>(kPackedTile / channels / 8, 1) * 8; }
+
+// Codes of whole tokens, shifted right as far as all codes of a token allow, `top` at most: places; packed in `bits`.
+void pack_tile(
+    const PackKernels& pack, const u8* codes, i64 tokens, i64 channels, int bits, int top, u8* shifted, u8* packed,
+    u8* places) {
+    for (i64 t = 0; t < tokens; ++t, codes += channels, shifted += channels) {
+        u8 any = static_cast<u8>(1 << top);
+        for (i64 c = 0; c < channels; ++c) any |= codes[c];
+        const int by = __builtin_ctz(any);
+        for (i64 c = 0; c < channels; ++c) shifted[c] = static_cast<u8>(codes[c] >> by);  // packing drops what lies above
+        places[t] = static_cast<u8>(by);
+    }
+    pack_run(pack, shifted - tokens * channels, tokens * channels, bits, packed);
+}
+
+// tile(first, tokens, worker) for tiles of whole tokens
+template <class Tile>
+void each_packed_tile(i64 rows, i64 channels, int workers, const Tile& tile) {
+    const i64 most = packed_tokens(channels);
+    parallel(workers, ceil_div(rows, most), [&](i64 task, int worker) {
+        tile(task * most, std::min(most, rows - task * most), worker);
+    });
+}
+
 }  // namespace
 }  // namespace sb
+
+// codes: rows * channels bytes -> packed, `bits` each, and places: rows of them, at most `top`
+SB_EXPORT const char* sb_pack_tokens(
+    const sb::u8* codes, sb::i64 rows, sb::i64 channels, int bits, int top, sb::u8* packed, sb::u8* places,
+    int threads) {
+    using namespace sb;
+    const auto kernel = pack_tokens_op.best();
+    const int workers = useful_threads(threads, rows * channels, kGrain);
+    PerWorker<u8> buffers(packed_tokens(channels) * channels, workers, 0);
+    each_packed_tile(rows, channels, workers, [&](i64 first, i64 tokens, int w) {
+        const i64 at = first * channels;
+        pack_tile(
+            *kernel.table, codes + at, tokens, channels, bits, top, buffers.of(w), packed + at / 8 * bits,
+            places + first);
+    });
+    return kernel.name;
+}
+
+// The inverse.
+SB_EXPORT const char* sb_unpack_tokens(
+    const sb::u8* packed, const sb::u8* places, sb::i64 rows, sb::i64 channels, int bits, int with_sign, sb::u8* codes,
+    int threads) {
+    using namespace sb;
+    const auto kernel = unpack_tokens_op.best();
+    will_fill(codes, rows * channels);
+    each_packed_tile(rows, channels, useful_threads(threads, rows * channels, kGrain), [&](i64 first, i64 tokens, int) {
+        u8* to = codes + first * channels;
+        unpack_run(*kernel.table, packed + first * channels / 8 * bits, tokens * channels, bits, with_sign, to);
+        for (i64 t = first; t < first + tokens; ++t, to += channels)
+            for (i64 c = 0; c < channels; ++c) to[c] = static_cast<u8>(to[c] << places[t]);
+    });
+    return kernel.name;
+}
 
 // x: rows * channels floats, r: their range; order and stream: draw.h, nullptr: half to even -> codes 2^(top - e), which
 // are bytes without a sign unless with_sign.
@@ -59,6 +122,48 @@ SB_EXPORT const char* sb_quantize_tokens(
     will_fill(codes, n);
     draws.each(useful_threads(threads, n, kGrain), [&](i64 begin, i64 end, const u16* bits, int) {
         kernel.table->token_codes(x + begin, (end - begin) / channels, channels, steps, bits, codes + begin);
+    });
+    return kernel.name;
+}
+
+// The same of ReLU(y) of a norm, half to even: sb_norm_relu_codes, with channels last in memory. packed, places: as
+// sb_pack_tokens makes them of the codes.
+SB_EXPORT const char* sb_norm_relu_tokens(
+    const sb::i8* q, sb::i64 rows, sb::i64 channels, const sb::i64* total, sb::i64 totals, const float* factor,
+    sb::i64 factors, const sb::i8* gamma, sb::i64 gammas, const float* scale, sb::i64 scales, const float* beta,
+    sb::i64 betas, sb::i64 count, int bits, int saved_bits, const float* r, int code_bits, int with_sign, int top,
+    sb::i8* codes, sb::u8* packed, sb::u8* places, sb::u8* saved, sb::u8* masks, int threads) {
+    using namespace sb;
+    if (!fits_in_32_bits(count, total, totals)) return nullptr;
+    const auto kernel = relu_op.best();
+    const PackKernels& pack = *pack_op.best().table;
+    const Strips strips({rows, channels, 1});
+    const Norm norm(
+        strips, {total, totals}, {factor, factors}, {gamma, gammas}, {scale, scales}, {beta, betas}, count, bits,
+        saved_bits);
+    const TokenSteps steps = token_steps(*r, code_bits, with_sign, top);
+    const i64 n = rows * channels, most = packed_tokens(channels) * channels;
+    will_fill(codes, n);
+    const int workers = useful_threads(threads, n, kGrain);
+    PerWorker<float> floats(most, workers, 0.0f);
+    PerWorker<u8> bytes(2 * most, workers, 0);
+    each_packed_tile(rows, channels, workers, [&](i64 first, i64 tokens, int w) {
+        const i64 begin = first * channels, size = tokens * channels;
+        float* z = floats.of(w);
+        u8 *k = bytes.of(w), *mask = k + most;
+        i32 maxima[kLanes] = {};
+        strips.visit(begin, begin + size, [&](i64 at, i64 tile_rows, i64 columns, i64 slot) {
+            const i64 i = at - begin;
+            kernel.table->norm_relu(
+                q + at, norm.operands, slot, nullptr, tile_rows, columns, z + i, reinterpret_cast<i8*>(k + i), mask + i,
+                maxima);
+        });
+        pack_run(pack, k, size, saved_bits, saved + begin / 8 * saved_bits);
+        pack_run(pack, mask, size, 1, masks + begin / 8);
+        kernel.table->token_codes(z, tokens, channels, steps, nullptr, codes + begin);
+        pack_tile(
+            pack, reinterpret_cast<const u8*>(codes) + begin, tokens, channels, code_bits, top, k,
+            packed + begin / 8 * code_bits, places + first);
     });
     return kernel.name;
 }

@@ -65,6 +65,15 @@ def norm_relu_codes(big: int) -> list[tuple]:
     ]
 
 
+def norm_relu_tokens(big: int) -> list[tuple]:
+    return [
+        (q, *_norm(q), saved, torch.full([1] * q.ndim, r), *form)
+        for q in _inputs(big)
+        if q.stride(1) == 1  # elsewhere it is ReLU(y) in floats, and quantize_tokens
+        for saved, r, form in ((6, 4.0, (4, False, 2)), (4, 9.0, (4, True, 4)), (8, 2.0, (8, False, 0)))
+    ]
+
+
 def _gradients(big: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(g, mask) with a mask of each kind."""
     for q in _inputs(big):
@@ -175,7 +184,16 @@ def chain_norm_grad(big: int) -> list[tuple]:
 CALLS = {
     f.__name__: f
     for f in (
-        *(norm_relu, norm_relu_codes, relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_amax, norm_grad_codes),
+        *(
+            norm_relu,
+            norm_relu_codes,
+            norm_relu_tokens,
+            relu_grad,
+            relu_grad_quantize,
+            norm_grad_sums,
+            norm_grad_amax,
+            norm_grad_codes,
+        ),
         *(norm_grad_tokens, quantize_tokens),
         *(chain_norm, chain_norm_grad),
     )

@@ -15,6 +15,7 @@ from norm_layer_calls import CALLS as NORM_LAYER_CALLS
 from subbyte.numerics import IntFormat
 from subbyte.ops import use_backend
 from subbyte.qtensor import is_dense
+from token_calls import CALLS as TOKEN_CALLS
 
 LAST = torch.channels_last
 S4, S8 = IntFormat(4), IntFormat(8)
@@ -294,5 +295,5 @@ CALLS["scaled_conv2d_amax"] = scaled_conv2d
 CALLS["scaled_conv2d_grad_input_amax"] = scaled_conv2d_grad_input
 
 CALLS["scaled_conv2d_grad_input_plus"] = scaled_conv2d_grad_input_plus
-CALLS.update(CHAIN_CALLS | CONSTANTS_CALLS | NORM_LAYER_CALLS | LINEAR_CALLS)
+CALLS.update(CHAIN_CALLS | CONSTANTS_CALLS | NORM_LAYER_CALLS | LINEAR_CALLS | TOKEN_CALLS)
 """op -> its argument lists; the number makes them larger, so that several threads have work."""

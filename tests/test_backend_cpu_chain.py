@@ -48,6 +48,11 @@ def floats(shape, kind: str, seed: int = 0) -> torch.Tensor:
     return x
 
 
+def by_rows(q: torch.Tensor) -> bool:
+    """Do the channels of a token lie together?"""
+    return q.stride(1) == 1 or q.shape[1] == 1
+
+
 def per_channel(q: torch.Tensor, seed: int) -> torch.Tensor:
     return floats([n if i == 1 else 1 for i, n in enumerate(q.shape)], "normal", seed)
 
@@ -63,6 +68,10 @@ def check_forward(isa, q, kind="normal"):  # noqa: F811
         assert bool(r.isnan()) == (kind == "special" and add is not None)
     for saved, r, bits, signed in ((6, whole, 4, False), (8, each, 8, False), (4, each, 4, True), (7, zero, 2, False)):
         run("norm_relu_codes", isa, q, *norm, saved, r, bits, signed)
+    for saved, bits, signed, top in ((6, 4, False, 2), (8, 4, True, 4), (5, 8, False, 0), (6, 2, True, 6)):
+        which = "norm_relu_tokens" if by_rows(q) else "quantize_tokens"
+        call = partial(torch.ops.subbyte.norm_relu_tokens.default, q, *norm, saved, whole, bits, signed, top)
+        assert_equal("norm_relu_tokens", kernel_for(which, isa), call)
 
 
 def check_backward(isa, g, q_g, k, mask):  # noqa: F811
@@ -88,7 +97,7 @@ def check_backward(isa, g, q_g, k, mask):  # noqa: F811
             ((gamma, c, c, c, c), c * 0, None, None, 4),
         ):
             run("norm_grad_codes", isa, q_g, saved, saved_bits, *operands, r, shifts, stream, bits)
-            which = "norm_grad_tokens" if q_g.stride(1) == 1 or q_g.shape[1] == 1 else "quantize_tokens"
+            which = "norm_grad_tokens" if by_rows(q_g) else "quantize_tokens"
             for top in (8 - bits, 0):
                 call = partial(ops.chain.norm_grad_tokens, q_g, saved, saved_bits, *operands, one * 40, stream, bits)
                 assert_equal("norm_grad_tokens", kernel_for(which, isa), partial(call, top))

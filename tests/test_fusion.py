@@ -23,6 +23,17 @@ CLIPPED, BY_SAMPLE, BY_TOKEN = (
         sb.TokenShiftQuant(4, rounding="stochastic"),
     )
 )
+TOKENS = sb.Scheme(
+    "own",
+    sb.LayerScheme(
+        sb.ShiftQuant(4, axis=0, clip=0.7),
+        sb.TokenShiftQuant(4, groups=3),
+        sb.TokenShiftQuant(4, rounding="stochastic"),
+    ),
+    sb.NormScheme(saved=6),
+)
+"""Activations by groups of tokens, too."""
+
 PASSES = ("chain_norm", "norm_relu_codes", "chain_norm_grad", "norm_grad_tokens")
 
 
@@ -115,12 +126,21 @@ def test_resnets_bit_for_bit(name, layout):
 
 @pytest.mark.parametrize(
     "scheme",
-    ["int4", "int6", "int8", CLIPPED, BY_SAMPLE, BY_TOKEN],
-    ids=["int4", "int6", "int8", "clip", "by sample", "by token"],
+    ["int4", "int6", "int8", CLIPPED, BY_SAMPLE, BY_TOKEN, TOKENS],
+    ids=["int4", "int6", "int8", "clip", "by sample", "by token", "all by token"],
 )
 def test_recipes(scheme):
     x = images(3, 3, 7, 5)
     assert_same(*pair(Net(Block(8), Block(8, swapped=True)), scheme, x), x)
+
+
+def test_activations_by_tokens_are_made_in_one_pass():
+    x = images(2, 3, 6, 6)
+    _, fused = pair(Net(Block(8)), TOKENS, x)
+    fused(x).sum().backward()
+    record = fused.body[0].bn1.record.kernels
+    assert "norm_relu_tokens" in record
+    assert "quantize_tokens" not in record
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from torch import Tensor
 import chain_calls
 import norm_layer_calls
 import op_calls
+import token_calls
 from kernel_table import EVERY_ISA, isas_of_cpu, kernel_for
 from products_for_tests import FEW_BITS as FEW_BITS_OF
 from subbyte import ops
@@ -30,7 +31,7 @@ FEW_BITS = tuple(FEW_BITS_OF.values())
 WINOGRAD = ("conv2d_winograd", "conv2d_winograd_grad_input")
 PLANES = ("conv2d_planes", "conv2d_planes_grad_input", "conv2d_planes_grad_weight")
 ELEMENTS = ("amax", "quantize_nearest", "quantize_sr", "norm_stats", "norm_apply", "norm_grad_stats", "norm_grad_apply")
-PACKS = ("pack_codes", "unpack_codes")
+PACKS = ("pack_codes", "unpack_codes", *token_calls.CALLS)
 CHAINS = tuple(chain_calls.CALLS)
 NORMS = ("norm_stats_uncentred", *norm_layer_calls.CALLS)
 INTEGERS = "integer_pass"
@@ -147,6 +148,7 @@ CASES = {
     "conv2d_planes_grad_weight": lambda: ("scaled_conv2d_grad_weight", convolution(2, 6, 6, 6)),
     **{name: lambda name=name: (name, norm(name)) for name in ELEMENTS[3:]},
     **{name: lambda name=name: (name, chain_calls.CALLS[name](3)) for name in CHAINS},
+    **{name: lambda name=name: (name, token_calls.CALLS[name](3)) for name in token_calls.CALLS},
     **{name: lambda name=name: (name, norm_layer_calls.CALLS[name](3)) for name in NORMS[1:]},
     "norm_stats_uncentred": lambda: ("norm_stats_uncentred", norm("norm_stats_uncentred")),
     INTEGERS: lambda: ("int_quantize", op_calls.int_quantize(3)),  # of the four ops that share the table

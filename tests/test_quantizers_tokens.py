@@ -97,6 +97,48 @@ def test_the_layout_changes_nothing(layout):
     assert ours.codes.stride() == same.stride()
 
 
+@pytest.mark.parametrize("layout", ["rows", "columns", "channels_last", "planes"])
+@pytest.mark.parametrize("signed", [True, False])
+def test_packed_are_the_bits_of_a_code_and_a_byte_a_token(layout, signed):
+    x = loud_and_silent(8, 12) if layout in ("rows", "columns") else loud_and_silent(3, 8, 5, 4)
+    if layout == "columns":
+        x = x.T.contiguous().T
+    elif layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    q = sb.TokenShiftQuant(4, groups=3, signed=signed)(x if signed else x.abs())
+    packed = ops.pack(q)
+    assert packed.packed.numel() == x.numel() // 2
+    assert packed.places.numel() == x.numel() // x.shape[1]
+    assert packed.nbytes == packed.packed.nbytes + packed.places.nbytes + 4
+    back = ops.unpack(packed)
+    assert torch.equal(back.codes, q.codes)
+    assert (back.codes.stride(), back.format, back.token_top) == (q.codes.stride(), q.format, q.token_top)
+    assert torch.equal(back.scale, q.scale)
+    with ops.use_backend("reference"):
+        assert torch.equal(ops.pack(q).packed, packed.packed)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Conv2d(16, 8, 3, bias=False), lambda: nn.Linear(16, 8, bias=False)])
+def test_four_bits_are_saved_for_backward(make):
+    layer = dataclasses.replace(sb.Scheme.from_name("int4").layer, activation=sb.TokenShiftQuant(4, groups=3))
+    model = sb.quantize_(nn.Sequential(make()), sb.Scheme("own", layer))
+    x = torch.randn(8, 16, 6, 6) if isinstance(model[0], nn.Conv2d) else torch.randn(288, 16)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
+        model(x.requires_grad_()).sum().backward()
+    assert x.numel() // 2 in sizes
+    assert x.numel() // 16 in sizes  # a byte a token
+    assert x.numel() not in sizes
+    assert x.grad.abs().sum() > 0
+
+
+def test_a_qtensor_of_tokens_has_no_shift_beside():
+    q = sb.TokenShiftQuant(4, groups=3)(torch.randn(4, 6))
+    with pytest.raises(ValueError, match="token_top must be"):
+        dataclasses.replace(q, shift=torch.zeros(4, 1, dtype=torch.uint8), max_shift=1)
+    assert q.T.token_top == 0  # its tokens lie along the other axis
+
+
 def test_nothing_is_clipped_and_the_mean_is_exact():
     x = loud_and_silent(16, 32)
     quantizer = sb.TokenShiftQuant(4, rounding="stochastic")

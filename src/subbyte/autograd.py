@@ -220,10 +220,12 @@ class Saver:
                 self._add(p.packed),
                 self._add(p.scale),
                 self._add(p.shift),
+                self._add(p.places),
                 p.shape,
                 p.stride,
                 p.format,
                 p.max_shift,
+                p.token_top,
             )
         if isinstance(value, Emulated):
             return "emulated", self._add(value.values), value.format
@@ -253,7 +255,7 @@ class Restorer:
         return ops.unpack(value) if isinstance(value, PackedQTensor) else value
 
     def packed(self, recipe: tuple | None) -> Any:
-        """The operand, its codes still packed."""
+        """The operand, its codes still packed if a kernel can read them so: not those without their exponents."""
         if recipe is None:
             return None
         kind, *rest = recipe
@@ -261,6 +263,7 @@ class Restorer:
             return self.tensors[rest[0]]
         if kind == "emulated":
             return Emulated(self.tensors[rest[0]], rest[1])
-        packed, scale, shift, shape, stride, fmt, max_shift = rest
-        e = None if shift is None else self.tensors[shift]
-        return PackedQTensor(self.tensors[packed], shape, stride, self.tensors[scale], fmt, e, max_shift)
+        packed, scale, shift, places, shape, stride, fmt, max_shift, token_top = rest
+        e, s = (None if i is None else self.tensors[i] for i in (shift, places))
+        p = PackedQTensor(self.tensors[packed], shape, stride, self.tensors[scale], fmt, e, max_shift, s, token_top)
+        return p if s is None else ops.unpack(p)

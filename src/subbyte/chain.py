@@ -69,7 +69,8 @@ def covers(layer: LayerScheme, norm: NormScheme, first: bool) -> str:
     axes = (ops.WHOLE, CHANNELS, SAMPLES) if g.shifts else (ops.WHOLE, CHANNELS)  # a free scale for each sample: no
     if not (isinstance(g, TokenShiftQuant) or g.range_axis in axes) or not g.signed:
         return f"{g} must see more of a gradient than the ranges of its channels"
-    if not first and (x.range_axis not in (ops.WHOLE, CHANNELS) or x.shifts or x.stochastic):
+    by_range = isinstance(x, TokenShiftQuant) or (x.range_axis in (ops.WHOLE, CHANNELS) and not x.shifts)
+    if not first and (not by_range or x.stochastic):
         return f"{x} must see more of an activation than its channels' ranges"
     if norm.is_float or norm.kind != "l1":
         return f"only quantized L1 norms are fused, not {norm}"
@@ -190,8 +191,10 @@ def first_codes(x: Tensor, x_range: Tensor | None, stage: Stage) -> tuple[Operan
     quantizer = stage.layer.activation
     assert quantizer is not None
     with ops.recording(stage.layer_record.kernels):
-        if x_range is not None and takes_whole_range(quantizer):
-            q: Operand = _codes(x, quantizer, x_range)
+        if x_range is not None and isinstance(quantizer, TokenShiftQuant) and not quantizer.stochastic:
+            q: Operand = quantizer.represent(x, None, x_range)
+        elif x_range is not None and takes_whole_range(quantizer):
+            q = _codes(x, quantizer, x_range)
         else:
             q = quantizer(x, stage.streams[1] if quantizer.stochastic and stage.streams is not None else None)
         return q, ops.pack(q) if isinstance(q, QTensor) else q
@@ -231,6 +234,14 @@ class _Norm:
         """(codes of ReLU(y) as the next layer takes them, the same packed, saved xhat, mask)."""
         quantizer = layer.activation
         assert quantizer is not None
+        if isinstance(quantizer, TokenShiftQuant):
+            form = (quantizer.bits, quantizer.signed, quantizer.top)
+            codes, packed, places, saved, mask = passes.norm_relu_tokens(*self.operands, _whole(self.r), *form)
+            q = quantizer.of_codes(codes, _whole(self.r))
+            at_rest = PackedQTensor(
+                packed, codes.shape, codes.stride(), q.scale, q.format, places=places, token_top=q.token_top
+            )
+            return q, at_rest, saved, mask
         (r, _, _), fmt = ranges_by_channel(quantizer, self.r), quantizer.format
         codes, packed, saved, mask = passes.norm_relu_codes(*self.operands, r, fmt.bits, fmt.signed)
         scale = numerics.step(r, fmt)

@@ -95,6 +95,20 @@ def packed_bytes(numel: int, bits: int) -> int:
     return -(-numel * bits // 8)
 
 
+def common_places(codes: Tensor, top: int) -> Tensor:
+    """How many places, at most top, all codes of a token can be shifted right without loss: uint8 (N, 1, ...).
+
+    >>> common_places(torch.tensor([[12, 8], [6, 3], [0, 0]], dtype=torch.uint8), 2).flatten().tolist()
+    [2, 0, 2]
+    """
+    places = torch.zeros(
+        [1 if i == 1 else n for i, n in enumerate(codes.shape)], dtype=torch.uint8, device=codes.device
+    )
+    for k in range(1, top + 1):
+        places += ((codes & ((1 << k) - 1)) == 0).all(1, keepdim=True)
+    return places
+
+
 def largest_exponents(r_k: Tensor, r: Tensor, top: int) -> Tensor:
     """e(k), int32: the largest of 0..top with r_k <= r 2^-e and r 2^-e >= RANGE_FLOOR. Exact comparisons, no logarithm.
 

@@ -48,6 +48,8 @@ class QTensor(Scaled):
     scale  float32, broadcastable to codes; 0 for a zero tensor, NaN where the source held NaN or Inf
     shift  uint8, broadcastable to codes and longer than 1 along one axis only, or None; 0 <= shift <= max_shift
     max_shift  the largest exponent that the quantizer may choose: fixed by its settings, never by the data
+    token_top  the same of exponents inside the codes, one for each token (an index of all axes but 1): a token's codes
+               are c 2^(token_top - e), and pack keeps c and e
 
     >>> q = QTensor(torch.tensor([[1, -7], [3, 0]], dtype=torch.int8), torch.tensor([[0.5]]), IntFormat(4))
     >>> q.dequantize().tolist()
@@ -59,6 +61,7 @@ class QTensor(Scaled):
     format: IntFormat
     shift: Tensor | None = None
     max_shift: int = 0
+    token_top: int = 0
 
     def __post_init__(self) -> None:
         c, s = self.codes, self.scale
@@ -68,6 +71,8 @@ class QTensor(Scaled):
             raise ValueError(
                 f"scale must be float32 and broadcast to codes {tuple(c.shape)}, not {s.dtype} {tuple(s.shape)}"
             )
+        if not 0 <= self.token_top < self.format.bits or (self.token_top and self.shift is not None):
+            raise ValueError(f"token_top must be 0..{self.format.bits - 1}, and 0 beside a shift, not {self.token_top}")
         if not 0 <= self.max_shift <= MAX_EXPONENT:
             raise ValueError(f"max_shift must be 0..{MAX_EXPONENT}, not {self.max_shift}")
         if self.shift is None:
@@ -94,7 +99,7 @@ class QTensor(Scaled):
     def T(self) -> QTensor:
         """The transposed matrix (last two axes), as views."""
         shift = None if self.shift is None else self.shift.mT
-        return replace(self, codes=self.codes.mT, scale=self.scale.mT, shift=shift)
+        return replace(self, codes=self.codes.mT, scale=self.scale.mT, shift=shift, token_top=0)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """codes * (scale * 2^-shift), computed in float32 (float64 when asked for) and returned as dtype."""
@@ -134,7 +139,11 @@ def _broadcasts(t: Tensor, to: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class PackedQTensor(Scaled):
-    """A QTensor at rest: its codes packed densely in memory order, ceil(numel * bits / 8) bytes. Made by ops.pack."""
+    """A QTensor at rest: its codes packed densely in memory order, ceil(numel * bits / 8) bytes. Made by ops.pack.
+
+    places  of codes with exponents for tokens inside (token_top > 0): how far each token's were shifted right, so that
+            bits - token_top are left
+    """
 
     packed: Tensor
     shape: torch.Size
@@ -143,11 +152,13 @@ class PackedQTensor(Scaled):
     format: IntFormat
     shift: Tensor | None = None
     max_shift: int = 0
+    places: Tensor | None = None
+    token_top: int = 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes, scale and shift together."""
-        return self.packed.nbytes + self.scale.nbytes + (0 if self.shift is None else self.shift.nbytes)
+        """Bytes of codes, scale, shift and places together."""
+        return sum(t.nbytes for t in (self.packed, self.scale, self.shift, self.places) if t is not None)
 
 
 def is_dense(x: Tensor) -> bool:

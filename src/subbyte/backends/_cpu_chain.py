@@ -17,10 +17,15 @@ from ._native import INT, INT64, POINTER, function
 MAX_COUNT = 1 << 24  # codes of one statistic, as in ops.norm
 _SHAPE = (INT64, INT64, INT64)  # outer, channels, inner; or batch, channels, pixels
 _VALUES = (POINTER, INT64)  # one value, or one for each channel
-_NORM = (POINTER, *_SHAPE, *_VALUES * 5, INT64, INT, INT)
+NORM = (
+    *_VALUES * 5,
+    INT64,
+    INT,
+    INT,
+)  # operands, how many codes in a statistic, bits of xhat, bits of it that are saved
 
-_norm_relu = function("sb_norm_relu", *_NORM, *(POINTER,) * 5, INT)
-_norm_relu_codes = function("sb_norm_relu_codes", *_NORM, *_VALUES, INT, INT, *(POINTER,) * 4, INT)
+_norm_relu = function("sb_norm_relu", POINTER, *_SHAPE, *NORM, *(POINTER,) * 5, INT)
+_norm_relu_codes = function("sb_norm_relu_codes", POINTER, *_SHAPE, *NORM, *_VALUES, INT, INT, *(POINTER,) * 4, INT)
 _relu_grad = function("sb_relu_grad", POINTER, *_SHAPE, *(POINTER,) * 3, INT)
 _relu_grad_quantize = function(
     "sb_relu_grad_quantize", POINTER, *_SHAPE, POINTER, *_VALUES, POINTER, *_SHAPE, INT, POINTER, INT
@@ -33,7 +38,7 @@ _grad_codes = function(
 
 
 def norm_relu(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, other, relu):
-    shape, norm = shape_of(q, torch.int8), _norm_operands(q, total, factor, q_gamma, scale, beta)
+    shape, norm = shape_of(q, torch.int8), norm_operands(q, total, factor, q_gamma, scale, beta)
     if shape is None or norm is None or (other is not None and shape_of(other, torch.float32) is None):
         return NotImplemented
     z = torch.empty_like(q, dtype=torch.float32)
@@ -49,7 +54,7 @@ def norm_relu(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, other
 
 
 def norm_relu_codes(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, r, next_bits, next_signed):
-    shape, norm = shape_of(q, torch.int8), _norm_operands(q, total, factor, q_gamma, scale, beta)
+    shape, norm = shape_of(q, torch.int8), norm_operands(q, total, factor, q_gamma, scale, beta)
     ranges, fmt = values_of(q, (r, torch.float32)), IntFormat(next_bits, next_signed)
     if shape is None or norm is None or ranges is None:
         return NotImplemented
@@ -146,7 +151,7 @@ def shape_of(x: Tensor, dtype: torch.dtype) -> tuple[int, int, int] | None:
     return x.numel() // (axis[0] * axis[1]), *axis
 
 
-def _norm_operands(q, total, factor, q_gamma, scale, beta) -> list[Tensor] | None:
+def norm_operands(q, total, factor, q_gamma, scale, beta) -> list[Tensor] | None:
     floats = ((t, torch.float32) for t in (scale, beta))
     return values_of(q, (total, torch.int64), (factor, torch.float32), (q_gamma, torch.int8), *floats)
 

@@ -1,21 +1,25 @@
-"""quantize_tokens and norm_grad_tokens on the C++ kernels, which take a matrix with a row for each token."""
+"""The passes over tokens on the C++ kernels, which take a matrix with a row for each token."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..numerics import IntFormat
+from ..numerics import IntFormat, common_places, packed_bytes
+from ..qtensor import is_dense
 from ._cpu_call import call, dense_float32, ran, transposition
-from ._cpu_chain import norm_gradient, pointers
+from ._cpu_chain import NORM, norm_gradient, norm_operands, norm_relu, pointers
 from ._cpu_norm import norm_grad_apply
-from ._cpu_pack import unpack_codes
+from ._cpu_pack import pack_codes, unpack_codes
 from ._native import INT, INT64, POINTER, function
 
 _ROUNDING = (POINTER, INT64, INT64, INT64, INT, INT)  # stream, batch, channels, pixels, bits, top
 _VALUES = (POINTER, INT64)
 
 _quantize = function("sb_quantize_tokens", POINTER, INT64, INT64, POINTER, *_ROUNDING[:-1], INT, INT, POINTER, INT)
+_pack = function("sb_pack_tokens", POINTER, INT64, INT64, INT, INT, POINTER, POINTER, INT)
+_unpack = function("sb_unpack_tokens", POINTER, POINTER, INT64, INT64, INT, INT, POINTER, INT)
+_norm_relu = function("sb_norm_relu_tokens", POINTER, INT64, INT64, *NORM, POINTER, INT, INT, INT, *(POINTER,) * 5, INT)
 _grad = function(
     "sb_norm_grad_tokens", POINTER, INT64, INT64, POINTER, INT, *_VALUES * 5, POINTER, *_ROUNDING, POINTER, INT
 )
@@ -37,6 +41,63 @@ def quantize_tokens(x: Tensor, r: Tensor, stream: Tensor | None, bits: int, sign
     rows = x.numel() // channels
     done = call("quantize_tokens", _quantize, x32.data_ptr(), rows, channels, r.data_ptr(), *rounding, codes.data_ptr())
     return codes if done else NotImplemented
+
+
+def pack_tokens(codes: Tensor, bits: int, top: int):
+    rows = _rows_of_bytes(codes)
+    if rows is None:  # the channels of a token are apart
+        if codes.device.type != "cpu" or codes.numel() == 0 or not is_dense(codes):
+            return NotImplemented
+        places = common_places(codes, top)
+        small = torch.empty_like(codes).copy_(codes >> places.to(codes.dtype))
+        packed = pack_codes(small.as_strided((small.numel(),), (1,)), bits)
+        ran["pack_tokens"] = ran.get("pack_codes", "")
+        return packed if packed is NotImplemented else (packed, places)
+    packed = torch.empty(packed_bytes(codes.numel(), bits), dtype=torch.uint8)
+    places = torch.empty([1 if i == 1 else n for i, n in enumerate(codes.shape)], dtype=torch.uint8)
+    arguments = (codes.data_ptr(), *rows, bits, top, packed.data_ptr(), places.data_ptr())
+    return (packed, places) if call("pack_tokens", _pack, *arguments) else NotImplemented
+
+
+def unpack_tokens(packed: Tensor, places: Tensor, size, stride, bits: int, signed: bool):
+    codes = torch.empty_strided(size, stride, dtype=IntFormat(bits, signed).dtype)
+    tokens = codes.numel() // max(codes.shape[1], 1)
+    if not _are_bytes(packed, packed_bytes(codes.numel(), bits)) or not _are_bytes(places, tokens):
+        return NotImplemented
+    rows = _rows_of_bytes(codes)
+    if rows is None:
+        small = unpack_codes(packed, codes.numel(), bits, signed)
+        ran["unpack_tokens"] = ran.get("unpack_codes", "")
+        if small is NotImplemented or not is_dense(codes):
+            return NotImplemented
+        return codes.copy_(small.as_strided(codes.shape, codes.stride()) << places.to(codes.dtype))
+    arguments = (packed.data_ptr(), places.data_ptr(), *rows, bits, signed, codes.data_ptr())
+    return codes if call("unpack_tokens", _unpack, *arguments) else NotImplemented
+
+
+def norm_relu_tokens(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, r, next_bits, next_signed, top):
+    norm, rows = norm_operands(q, total, factor, q_gamma, scale, beta), _rows_of_bytes(q)
+    if norm is None or r.numel() != 1 or r.dtype != torch.float32 or r.device.type != "cpu":
+        return NotImplemented
+    if rows is None:  # the channels of a token are apart: ReLU(y) in floats first
+        found = norm_relu(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, None, True)
+        if found is NotImplemented:
+            return found
+        z, _, saved, mask = found
+        codes = quantize_tokens(z, r, None, next_bits, next_signed, top)
+        if codes is NotImplemented:
+            return codes
+        ran["norm_relu_tokens"] = ran.get("quantize_tokens", "")
+        return codes, *pack_tokens(codes, next_bits, top), saved, mask
+    codes = torch.empty_like(q, dtype=IntFormat(next_bits, next_signed).dtype)
+    packed, saved, mask = (
+        torch.empty(packed_bytes(q.numel(), b), dtype=torch.uint8) for b in (next_bits, saved_bits, 1)
+    )
+    places = torch.empty([1 if i == 1 else size for i, size in enumerate(q.shape)], dtype=torch.uint8)
+    arguments = (q.data_ptr(), *rows, *pointers(norm), n, bits, saved_bits, r.data_ptr(), next_bits, next_signed, top)
+    outputs = (codes, packed, places, saved, mask)
+    done = call("norm_relu_tokens", _norm_relu, *arguments, *(t.data_ptr() for t in outputs))
+    return outputs if done else NotImplemented
 
 
 def norm_grad_tokens(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, stream, bits, top):
@@ -62,4 +123,17 @@ def _by_rows(x: Tensor) -> bool:
     return x.shape[1] == 1 or x.stride(1) == 1
 
 
-OPS = (quantize_tokens, norm_grad_tokens)
+def _rows_of_bytes(codes: Tensor) -> tuple[int, int] | None:
+    """(tokens, channels) of bytes that lie token by token; None for any other tensor."""
+    if codes.device.type != "cpu" or codes.dtype not in (torch.int8, torch.uint8) or codes.ndim < 2:
+        return None
+    if codes.numel() == 0 or not _by_rows(codes) or not codes.movedim(1, -1).is_contiguous():
+        return None
+    return codes.numel() // codes.shape[1], codes.shape[1]
+
+
+def _are_bytes(t: Tensor, n: int) -> bool:
+    return t.device.type == "cpu" and t.dtype == torch.uint8 and t.numel() == n and t.is_contiguous()
+
+
+OPS = (quantize_tokens, pack_tokens, unpack_tokens, norm_relu_tokens, norm_grad_tokens)

@@ -134,6 +134,8 @@ class LoRALinear(Linear):
         if not isinstance(q, QTensor):
             raise ValueError(f"adapters need a base of integer codes; the scheme of this layer is {self.scheme}")
         packed = ops.pack(q)
+        if packed.places is not None:
+            raise ValueError(f"a base keeps one scale or a shift, not exponents of tokens: {self.scheme.weight}")
         self._parameters.pop("weight", None)
         self.register_buffer("base_codes", packed.packed)
         self.register_buffer("base_scale", packed.scale.clone())

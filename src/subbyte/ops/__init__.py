@@ -21,7 +21,7 @@ from .integers import SUM_BITS, int_amax, int_lookup, int_norm_grad, int_quantiz
 from .linear import linear_backward, linear_forward
 from .matmul import ContractError, channel_sums, int_matmul, matmul, matmul_accumulators
 from .quantize import WHOLE, amax, narrow, pack, quantize, unpack
-from .tokens import quantize_tokens, token_exponents
+from .tokens import pack_tokens, quantize_tokens, token_exponents, unpack_tokens
 
 __all__ = [
     "CHANNEL",
@@ -59,6 +59,7 @@ __all__ = [
     "narrow",
     "note",
     "pack",
+    "pack_tokens",
     "packed_bytes",
     "quantize",
     "quantize_tokens",
@@ -68,5 +69,6 @@ __all__ = [
     "shift_exponents",
     "token_exponents",
     "unpack",
+    "unpack_tokens",
     "use_backend",
 ]

@@ -133,6 +133,32 @@ def norm_relu_codes(
     return codes, _packed(codes, next_bits), _saved_form(k, bits, saved_bits), _packed(mask, MASK_BITS)
 
 
+def _norm_relu_tokens_fake(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, r, next_bits, next_signed, top):
+    codes, packed, saved, mask = _norm_relu_codes_fake(
+        q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, r, next_bits, next_signed
+    )
+    places = q.new_empty([1 if i == 1 else n for i, n in enumerate(q.shape)], dtype=torch.uint8)
+    return codes, packed, places, saved, mask
+
+
+@op(
+    f"({_NORM}, Tensor r, int next_bits, bool next_signed, int top) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _norm_relu_tokens_fake,
+)
+def norm_relu_tokens(
+    q, total, factor, n: int, bits: int, q_gamma, scale, beta, saved_bits: int, r, next_bits: int, next_signed, top: int
+):
+    """(codes, packed codes, places, saved, mask): quantize_tokens(ReLU(y), r, nearest) and pack_tokens of these codes.
+
+    y, k, saved and mask as above; r: one number, the range of ReLU(y)
+    """
+    y, k = _reference("norm_apply", q, total, factor, n, bits, q_gamma, scale, beta)
+    z = torch.empty_like(q, dtype=torch.float32).copy_(torch.relu(y))
+    codes = _reference("quantize_tokens", z, r, None, next_bits, next_signed, top)
+    packed, places = _reference("pack_tokens", codes, next_bits, top)
+    return codes, packed, places, _saved_form(k, bits, saved_bits), _packed(~(z <= 0), MASK_BITS)
+
+
 # ------------------------------------------------------------------------------------------------------ backward
 
 

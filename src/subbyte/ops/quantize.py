@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import numerics
 from ..numerics import IntFormat, packed_bytes
 from ..qtensor import PackedQTensor, QTensor, is_dense
-from .dispatch import op
+from .dispatch import op, registered
 
 WHOLE = -1
 """axis of a range that covers the whole tensor."""
@@ -112,6 +112,11 @@ def unpack_codes(packed: Tensor, numel: int, bits: int, signed: bool) -> Tensor:
 def pack(q: QTensor) -> PackedQTensor:
     """The densest form of q's codes, in memory order when they are dense in memory (channels_last stays so)."""
     codes = q.codes if is_dense(q.codes) else q.codes.contiguous()
+    if q.token_top:
+        packed, places = registered["pack_tokens"](codes, q.format.bits - q.token_top, q.token_top)
+        return PackedQTensor(
+            packed, codes.shape, codes.stride(), q.scale, q.format, places=places, token_top=q.token_top
+        )
     flat = codes.as_strided((codes.numel(),), (1,))
     return PackedQTensor(
         pack_codes(flat, q.format.bits), codes.shape, codes.stride(), q.scale, q.format, q.shift, q.max_shift
@@ -120,6 +125,10 @@ def pack(q: QTensor) -> PackedQTensor:
 
 def unpack(p: PackedQTensor) -> QTensor:
     """The inverse of pack, memory format included."""
+    if p.places is not None:
+        bits = p.format.bits - p.token_top
+        codes = registered["unpack_tokens"](p.packed, p.places, p.shape, p.stride, bits, p.format.signed)
+        return QTensor(codes, p.scale, p.format, token_top=p.token_top)
     flat = unpack_codes(p.packed, p.shape.numel(), p.format.bits, p.format.signed)
     return QTensor(flat.as_strided(p.shape, p.stride), p.scale, p.format, p.shift, p.max_shift)
 

@@ -1,4 +1,4 @@
-"""quantize_tokens: codes with a step of their own for each token, brought to one scale by a shift.
+"""Codes with a step of their own for each token, brought to one scale by a shift; and how they are packed without it.
 
 A token is an index of all axes but 1: a row of a matrix, a pixel of a sample. The shift is inside the codes (it folds
 into int8), so what comes out has one scale, and every product takes it as it is, whatever axis it reduces.
@@ -6,11 +6,13 @@ into int8), so what comes out has one scale, and every product takes it as it is
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from .. import numerics
-from ..numerics import IntFormat
+from ..numerics import IntFormat, packed_bytes
 from .dispatch import op, registered
 
 
@@ -33,3 +35,34 @@ def quantize_tokens(x: Tensor, r: Tensor, stream: Tensor | None, bits: int, sign
     e = token_exponents(x, r, top)
     codes = registered["quantize"](x, r, e.to(torch.uint8), stream, bits, signed)
     return torch.empty_like(x, dtype=codes.dtype).copy_(codes * (1 << (top - e)).to(codes.dtype))
+
+
+def _pack_fake(codes, bits, top):
+    places = [1 if i == 1 else n for i, n in enumerate(codes.shape)]
+    return codes.new_empty(packed_bytes(codes.numel(), bits), dtype=torch.uint8), codes.new_empty(
+        places, dtype=torch.uint8
+    )
+
+
+@op("(Tensor codes, int bits, int top) -> (Tensor, Tensor)", _pack_fake)
+def pack_tokens(codes: Tensor, bits: int, top: int) -> tuple[Tensor, Tensor]:
+    """(pack_codes of codes 2^-places in their memory order, places): what quantize_tokens gives, `bits` bits a code.
+
+    codes  int8 or uint8, dense; places: numerics.common_places(codes, top)
+    """
+    places = numerics.common_places(codes, top)
+    small = torch.empty_like(codes).copy_(codes >> places.to(codes.dtype))
+    return registered["pack_codes"](small.as_strided((small.numel(),), (1,)), bits), places
+
+
+def _unpack_fake(packed, places, size, stride, bits, signed):
+    return packed.new_empty(0, dtype=IntFormat(bits, signed).dtype).new_empty_strided(size, stride)
+
+
+@op("(Tensor packed, Tensor places, int[] size, int[] stride, int bits, bool signed) -> Tensor", _unpack_fake)
+def unpack_tokens(packed: Tensor, places: Tensor, size, stride, bits: int, signed: bool) -> Tensor:
+    """The inverse: codes of this size and stride, dense."""
+    small = registered["unpack_codes"](packed, math.prod(size), bits, signed).as_strided(size, stride)
+    return torch.empty_strided(size, stride, dtype=small.dtype, device=small.device).copy_(
+        small << places.to(small.dtype)
+    )

@@ -26,8 +26,8 @@ class TokenShiftQuant(Quantizer):
     Activations may be grouped so as well; those behind a ReLU have unsigned codes, Q = 2^bits - 1.
 
     The QTensor holds q 2^(groups - 1 - e(t)) and one scale: the shift is folded into int8, and each element still is
-    one of 2^bits - 1 codes (2^bits, unsigned). So bits + groups - 1 <= 8, and any product takes it, whatever axis it
-    reduces.
+    one of 2^bits - 1 codes (2^bits, unsigned). So bits + groups - 1 <= 8, and any product takes it, whatever axis that
+    reduces. Packed, it takes `bits` a code and a byte a token.
 
     Source: this project's, after ShiftQuant (Guo et al., arXiv 2411.10948).
 
@@ -52,15 +52,17 @@ class TokenShiftQuant(Quantizer):
         """The largest exponent."""
         return self.groups - 1
 
-    def represent(self, x: Tensor, stream: Tensor | None) -> QTensor:
+    def represent(self, x: Tensor, stream: Tensor | None, r: Tensor | None = None) -> QTensor:
+        """r: max |x|, if it is known."""
         if x.ndim < 2:
             raise ValueError(f"TokenShiftQuant needs an axis 1 beside that of the tokens, not {tuple(x.shape)}")
-        r = ops.amax(x, ops.WHOLE)
+        r = ops.amax(x, ops.WHOLE) if r is None else r
         return self.of_codes(ops.quantize_tokens(x, r, stream, self.bits, self.signed, self.top), r)
 
     def of_codes(self, codes: Tensor, r: Tensor) -> QTensor:
         """The QTensor of codes that ops.quantize_tokens, or a pass that ends in it, made with the range r."""
-        return QTensor(codes, step(r, self.format) * 2.0**-self.top, IntFormat(self.bits + self.top, self.signed))
+        scale, wide = step(r, self.format) * 2.0**-self.top, IntFormat(self.bits + self.top, self.signed)
+        return QTensor(codes, scale, wide, token_top=self.top)
 
     def groups_used(self, x: Tensor, q: QTensor) -> int:
         return len(ops.token_exponents(x, ops.amax(x, ops.WHOLE), self.top).unique())
