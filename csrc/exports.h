@@ -64,6 +64,12 @@ SB_EXPORT const char* sb_shift_codes(
 SB_EXPORT const char* sb_quantize_tokens(
     const float* x, sb::i64 rows, sb::i64 channels, const float* r, const sb::i64* stream, sb::i64 order_batch,
     sb::i64 order_channels, sb::i64 order_pixels, int code_bits, int with_sign, int top, sb::i8* codes, int threads);
+SB_EXPORT const char* sb_pack_tokens(
+    const sb::u8* codes, sb::i64 rows, sb::i64 channels, int bits, int top, sb::u8* packed, sb::u8* places,
+    int threads);
+SB_EXPORT const char* sb_unpack_tokens(
+    const sb::u8* packed, const sb::u8* places, sb::i64 rows, sb::i64 channels, int bits, int with_sign, sb::u8* codes,
+    int threads);
 SB_EXPORT const char* sb_pack_codes(const sb::u8* codes, sb::i64 n, int bits, sb::u8* packed, int threads);
 SB_EXPORT const char* sb_gemm(const void* call, int threads);
 SB_EXPORT const char* sb_relu_grad(

@@ -20,20 +20,31 @@ i64 address(const T* p) { return reinterpret_cast<i64>(p); }
 }  // namespace sb
 
 // x, w: dense floats -> their codes, packed, and scales; and what `product` multiplies: x by w transposed. Exponents up to
-// w_top belong to w's outputs.
+// x_top belong to x's rows (tokens, without a clip; x_places as sb_pack_tokens gives them), up to w_top to w's outputs.
 SB_EXPORT const char* sb_linear_forward(
-    const float* x, sb::i64 x_n, float x_clip, int x_bits, int x_low, int x_high, const float* w, sb::i64 w_n,
-    float w_clip, int w_bits, int w_low, int w_high, sb::i64 outputs, int w_top, const void* product,
-    sb::u8* x_packed, float* x_scale, sb::u8* w_packed, float* w_scale, sb::u8* w_shift, int threads) {
+    const float* x, sb::i64 x_n, float x_clip, int x_bits, int x_low, int x_high, int x_top, const float* w,
+    sb::i64 w_n, float w_clip, int w_bits, int w_low, int w_high, sb::i64 outputs, int w_top, const void* product,
+    sb::u8* x_packed, float* x_scale, sb::u8* x_places, sb::u8* w_packed, float* w_scale, sb::u8* w_shift,
+    int threads) {
     using namespace sb;
     const Scratch x_codes(x_n), w_codes(w_n);
+    const i64 inputs = w_n / outputs;
     u8 *qx = x_codes.as<u8>(), *qw = w_codes.as<u8>();
-    sb_absmax_codes(x, x_n, x_clip, nullptr, 1, x_n, 1, x_low, x_high, qx, x_scale, threads);
+    if (x_top) {
+        float range;
+        sb_amax(x, 1, 1, x_n, &range, threads);
+        sb_quantize_tokens(
+            x, x_n / inputs, inputs, &range, nullptr, 1, x_n, 1, x_bits, x_low < 0, x_top, x_codes.as<i8>(), threads);
+        *x_scale = range / static_cast<float>(x_high) / power_of_two(static_cast<u8>(x_top));
+        sb_pack_tokens(qx, x_n / inputs, inputs, x_bits, x_top, x_packed, x_places, threads);
+    } else {
+        sb_absmax_codes(x, x_n, x_clip, nullptr, 1, x_n, 1, x_low, x_high, qx, x_scale, threads);
+        sb_pack_codes(qx, x_n, x_bits, x_packed, threads);
+    }
     sb_shift_codes(
-        w, w_n, outputs, w_n / outputs, w_top, w_clip, nullptr, 1, w_n, 1, w_low, w_high, qw, w_scale, w_shift, threads);
+        w, w_n, outputs, inputs, w_top, w_clip, nullptr, 1, w_n, 1, w_low, w_high, qw, w_scale, w_shift, threads);
     std::vector<float> steps(static_cast<size_t>(outputs));
     for (size_t i = 0; i < steps.size(); ++i) steps[i] = *w_scale / power_of_two(w_shift[i]);
-    sb_pack_codes(qx, x_n, x_bits, x_packed, threads);
     sb_pack_codes(qw, w_n, w_bits, w_packed, threads);
     GemmCall call = given(product);
     call.a.data = address(qx), call.b.data = address(qw);
@@ -43,9 +54,11 @@ SB_EXPORT const char* sb_linear_forward(
 
 // g: (rows, outputs) dense floats -> grad_input = g w, grad_weight = g transposed by x, and ones by g; each product may
 // be null. Exponents up to `top` belong to rows (tokens, without a clip) or to outputs; w's are in grad_input's call.
+// x_places: those of x's packed codes, which then are unpacked here; nullptr: grad_weight's call has x.
 SB_EXPORT const char* sb_linear_backward(
     const float* g, sb::i64 rows, sb::i64 outputs, int tokens, int top, float clip, const sb::i64* stream, int bits,
-    int w_top, const void* grad_input, const void* grad_weight, const void* grad_bias, int threads) {
+    int w_top, const sb::u8* x_packed, const sb::u8* x_places, sb::i64 inputs, int x_bits, int x_signed,
+    const void* grad_input, const void* grad_weight, const void* grad_bias, int threads) {
     using namespace sb;
     const i64 n = rows * outputs;
     const Scratch codes(n);
@@ -75,6 +88,11 @@ SB_EXPORT const char* sb_linear_backward(
     }
     if (grad_weight) {
         GemmCall call = given(grad_weight);
+        const Scratch x_codes(x_places ? rows * inputs : 0);
+        if (x_places) {
+            sb_unpack_tokens(x_packed, x_places, rows, inputs, x_bits, x_signed, x_codes.as<u8>(), threads);
+            call.b.data = address(x_codes.as<u8>());
+        }
         call.a.data = address(q), call.a_scale = address(steps.data());
         kernel = sb_gemm(&call, threads);
     }

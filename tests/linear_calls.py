@@ -16,16 +16,21 @@ def linear_forward(big: int) -> list[tuple]:
     x, w, bias = _floats(7 * big, 19), _floats(5 * big, 19), _floats(5 * big)
     w = w * torch.exp2(-torch.arange(float(len(w))) / 3)[:, None]
     calls = [
-        (x, w, b, clip, *form, top, 0.75, form[0], True)
+        (x, w, b, 0, clip, *form, top, 0.75, form[0], True)
         for form in FORMS
         for b, clip, top in ((bias, 0.3, 0), (None, 1.0, 0), (bias, 1.0, 4))
+    ]
+    calls += [
+        (x, w, bias, x_top, 1.0, bits, signed, top, 0.75, bits, True)
+        for x_top, bits, signed, top in ((2, 4, False, 4), (4, 4, True, 0), (2, 6, True, 0))
     ]
     one = (1.0, 4, True, 0, 1.0, 4, True)
     return [
         *calls,
-        (x * 0, w, bias, *one),
-        (x[:1], w[:1], bias[:1], *one),
-        (x, w * 0, bias, 1.0, 4, True, 4, 1.0, 4, True),
+        (x * 0, w, bias, 0, *one),
+        (x * 0, w, bias, 2, *one),
+        (x[:1], w[:1], bias[:1], 0, *one),
+        (x, w * 0, bias, 0, 1.0, 4, True, 4, 1.0, 4, True),
     ]
 
 
@@ -44,13 +49,16 @@ def linear_backward(big: int) -> list[tuple]:
     for bits, signed in ((4, True), (8, True), (8, False)):
         x = (_bytes(rows * inputs, bits), scales[0], bits, signed)
         w = (_bytes(outputs * inputs, bits), scales[1], bits, True)
-        none = (None, None, bits, True)
+        none, whole = (None, None, bits, True), (None, 0)
+        places = (torch.arange(rows) % 3).to(torch.uint8)[:, None], min(2, 8 - bits)
         forms = ((stream, False, 8, 0.5), (None, False, 3, 1.0), (stream, False, 0, 0.3))
         tokens = ((stream, True, 8 - bits, 1.0), (None, True, (8 - bits) // 2, 1.0))
         e = (torch.arange(outputs) * 5 % 4).to(torch.uint8)[:, None], 3
         for shift in ((None, 0), e):
-            calls += [(g, *form, bits, inputs, True, *x, *w, *shift) for form in (*forms, *tokens)]
-        calls += [(g, *forms[0], bits, inputs, False, *a, *b, None, 0) for a, b in ((x, none), (none, w))]
+            calls += [(g, *form, bits, inputs, True, *x, *whole, *w, *shift) for form in (*forms, *tokens)]
+        if bits < 8:
+            calls += [(g, *form, bits, inputs, True, *x, *places, *w, *whole) for form in (*forms, *tokens)]
+        calls += [(g, *forms[0], bits, inputs, False, *a, *whole, *b, *whole) for a, b in ((x, none), (none, w))]
     return calls
 
 

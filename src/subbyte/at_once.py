@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from . import ops
+from .numerics import IntFormat
 from .ops.matmul import check_bias
 from .products import MatmulProducts, Products
 from .qtensor import PackedQTensor
@@ -22,21 +23,24 @@ def forward(x: Tensor, w: Any, bias: Tensor | None, products: Products, scheme: 
     """(y, x packed, w packed) of x (B, I), w (O, I); None where the layer is not one for ops.linear_forward."""
     qx, qw = scheme.activation, scheme.weight
     w_top = _largest_exponent(qw, 0)
-    if type(qx) is not AbsMax or not isinstance(qw, AbsMax | ShiftQuant) or w_top is None:
+    if type(qx) not in (AbsMax, TokenShiftQuant) or not isinstance(qw, AbsMax | ShiftQuant) or w_top is None:
         return None
+    assert qx is not None
     if qx.stochastic or qw.stochastic or type(products) is not MatmulProducts or not ops.covered("linear_forward"):
         return None
     if not isinstance(w, Tensor) or not _takes(x) or not _takes(w) or x.shape[1] != w.shape[1]:
         return None
     check_bias(bias, len(w))
-    y, px, sx, pw, sw, shift = ops.linear_forward(
-        x.detach(), w.detach(), bias, qx.clip, qx.bits, qx.signed, w_top, qw.clip, qw.bits, qw.signed
+    x_top, clip = (qx.top, 1.0) if isinstance(qx, TokenShiftQuant) else (0, getattr(qx, "clip", 1.0))
+    y, px, sx, places, pw, sw, shift = ops.linear_forward(
+        x.detach(), w.detach(), bias, x_top, clip, qx.bits, qx.signed, w_top, qw.clip, qw.bits, qw.signed
     )
     ops.note("output", "integer")
     exponents = (shift, w_top) if isinstance(qw, ShiftQuant) else ()
+    tokens: dict[str, Any] = dict(places=places, token_top=x_top) if x_top else {}
     return (
         y,
-        PackedQTensor(px, x.shape, (x.shape[1], 1), sx, qx.format),
+        PackedQTensor(px, x.shape, (x.shape[1], 1), sx, IntFormat(qx.bits + x_top, qx.signed), **tokens),
         PackedQTensor(pw, w.shape, (w.shape[1], 1), sw, qw.format, *exponents),
     )
 
@@ -58,9 +62,10 @@ def backward(g: Tensor, x: Any, w: Any, sums: bool, products: Products, scheme: 
     if not _saved(x, False) or not _saved(w, True):
         return None
     clip, shift = getattr(q, "clip", 1.0), (None, 0) if w is None else (w.shift, w.max_shift)
+    places = (None, 0) if x is None else (x.places, x.token_top)
     inputs = (w if x is None else x).shape[1]
     found = ops.linear_backward(
-        g, stream(), tokens, top, clip, q.bits, inputs, sums, *_operand(x), *_operand(w), *shift
+        g, stream(), tokens, top, clip, q.bits, inputs, sums, *_operand(x), *places, *_operand(w), *shift
     )
     for name, operand in (("grad_input", w), ("grad_weight", x)):
         if operand is not None:
@@ -80,7 +85,7 @@ def _takes(t: Tensor) -> bool:
 
 
 def _saved(p: Any, by_row: bool) -> bool:
-    """Is it None, or packed row-major with one scale? by_row: rows may have an exponent each."""
+    """Is it None, or packed row-major with one scale? by_row: rows may have a shift each."""
     if p is None:
         return True
     if not isinstance(p, PackedQTensor) or p.stride != (p.shape[1], 1) or p.scale.numel() != 1:
@@ -89,4 +94,4 @@ def _saved(p: Any, by_row: bool) -> bool:
 
 
 def _operand(p: PackedQTensor | None) -> tuple:
-    return (None, None, 8, True) if p is None else (p.packed, p.scale, p.format.bits, p.format.signed)
+    return (None, None, 8, True) if p is None else (p.packed, p.scale, p.format.bits - p.token_top, p.format.signed)

@@ -255,7 +255,7 @@ class Restorer:
         return ops.unpack(value) if isinstance(value, PackedQTensor) else value
 
     def packed(self, recipe: tuple | None) -> Any:
-        """The operand, its codes still packed if a kernel can read them so: not those without their exponents."""
+        """The operand, its codes still packed."""
         if recipe is None:
             return None
         kind, *rest = recipe
@@ -265,5 +265,4 @@ class Restorer:
             return Emulated(self.tensors[rest[0]], rest[1])
         packed, scale, shift, places, shape, stride, fmt, max_shift, token_top = rest
         e, s = (None if i is None else self.tensors[i] for i in (shift, places))
-        p = PackedQTensor(self.tensors[packed], shape, stride, self.tensors[scale], fmt, e, max_shift, s, token_top)
-        return p if s is None else ops.unpack(p)
+        return PackedQTensor(self.tensors[packed], shape, stride, self.tensors[scale], fmt, e, max_shift, s, token_top)

@@ -13,18 +13,16 @@ from ._cpu_products import _GEMM_CALL, _NO_LEADING, _address, _sum_is
 from ._native import FLOAT, INT, INT64, POINTER, function
 
 _QUANTIZED = (POINTER, INT64, FLOAT, INT, INT, INT)  # values, how many, clip, bits, qmin, qmax
-_forward = function("sb_linear_forward", *_QUANTIZED * 2, INT64, INT, *(POINTER,) * 6, INT)
-_backward = function(
-    "sb_linear_backward", POINTER, INT64, INT64, INT, INT, FLOAT, POINTER, INT, INT, *(POINTER,) * 3, INT
-)
+_forward = function("sb_linear_forward", *_QUANTIZED, INT, *_QUANTIZED, INT64, INT, *(POINTER,) * 7, INT)
+_GRADIENT = (POINTER, INT64, INT64, INT, INT, FLOAT, POINTER, INT)  # g, its sizes, how it is quantized
+_TOKENS = (POINTER, POINTER, INT64, INT, INT)  # packed, places, how many inputs, bits, sign
+_backward = function("sb_linear_backward", *_GRADIENT, INT, *_TOKENS, *(POINTER,) * 3, INT)
 
 _Form = tuple[int, bool, int]
 """Of codes: bits, signed, max_shift."""
 
 
-def linear_forward(
-    x, w, bias, x_clip: float, x_bits: int, x_signed: bool, w_top: int, w_clip: float, w_bits: int, w_signed: bool
-):
+def linear_forward(x, w, bias, x_top, x_clip: float, x_bits, x_signed, w_top, w_clip: float, w_bits, w_signed):
     x32, w32 = _row_major(x), _row_major(w)
     if x32 is None or w32 is None or x.shape[1] != w.shape[1] or not _numbers(bias, len(w)):
         return NotImplemented
@@ -32,8 +30,9 @@ def linear_forward(
     bias = None if bias is None else bias.to(torch.float32).contiguous()
     y, sx, sw = torch.empty(rows, outputs), torch.empty(1, 1), torch.empty(1, 1)
     shift = torch.empty(outputs, 1, dtype=torch.uint8)
+    places = (torch.empty if x_top else torch.zeros)(rows, 1, dtype=torch.uint8)
     px, pw = (torch.empty(packed_bytes(t.numel(), b), dtype=torch.uint8) for t, b in ((x, x_bits), (w, w_bits)))
-    left, right = (0, inputs, 1, (x_bits, x_signed, 0)), (0, inputs, 1, (w_bits, w_signed, 0))
+    left, right = (0, inputs, 1, (x_bits + x_top, x_signed, 0)), (0, inputs, 1, (w_bits, w_signed, 0))
     product = _product(left, right, False, (rows, outputs, inputs), y, (0, 0, bias), 1)
     if product is None:
         return NotImplemented
@@ -41,7 +40,8 @@ def linear_forward(
     for t, clip, bits, signed in ((x32, x_clip, x_bits, x_signed), (w32, w_clip, w_bits, w_signed)):
         fmt = IntFormat(bits, signed)
         found += [t.data_ptr(), t.numel(), clip, bits, fmt.qmin, fmt.qmax]
-    out = (px, sx, pw, sw, shift)
+    out = (px, sx, places, pw, sw, shift)
+    found.insert(len(found) // 2, x_top)
     done = call("linear_forward", _forward, *found, outputs, w_top, product, *(t.data_ptr() for t in out))
     return (y, *out) if done else NotImplemented
 
@@ -59,6 +59,8 @@ def linear_backward(
     x_scale,
     x_bits,
     x_signed,
+    x_places,
+    x_top,
     w,
     w_scale,
     w_bits,
@@ -70,6 +72,8 @@ def linear_backward(
     if g32 is None or not _bytes(x, x_bits, inputs * len(g)) or not _bytes(w, w_bits, inputs * g.shape[1]):
         return NotImplemented
     if w_shift is not None and w_shift.shape != (g.shape[1], 1):
+        return NotImplemented
+    if x_places is not None and not _bytes(x_places, 8, len(g)):
         return NotImplemented
     if any(t is not None and (not t.is_cpu or t.shape != (1, 1)) for t in (x_scale, w_scale)):
         return NotImplemented
@@ -86,9 +90,9 @@ def linear_backward(
         )
     if x is not None:
         grads[1] = torch.empty(outputs, inputs)
-        right = (x.data_ptr(), 1, inputs, (x_bits, x_signed, 0))
-        scales = (1, x_scale.data_ptr(), None)
-        products[1] = _product((0, 1, outputs, of_g), right, x_bits < 8, (outputs, inputs, rows), grads[1], scales)
+        right = (x.data_ptr(), 1, inputs, (x_bits + x_top, x_signed, 0))
+        scales, packed = (1, x_scale.data_ptr(), None), x_places is None and x_bits < 8
+        products[1] = _product((0, 1, outputs, of_g), right, packed, (outputs, inputs, rows), grads[1], scales)
     if sums:
         ones = torch.ones(rows, dtype=torch.int8)
         left, right = (ones.data_ptr(), rows, 1, (2, True, 0)), (0, 1, outputs, of_g)
@@ -96,9 +100,9 @@ def linear_backward(
     if any(p is None and len(t) for p, t in zip(products, grads, strict=True)):
         return NotImplemented
     address = None if stream is None else stream.data_ptr()
-    done = call(
-        "linear_backward", _backward, g32.data_ptr(), rows, outputs, tokens, top, clip, address, bits, w_top, *products
-    )
+    of_x = (None, None) if x is None or x_places is None else (x.data_ptr(), x_places.data_ptr())
+    arguments = (g32.data_ptr(), rows, outputs, tokens, top, clip, address, bits, w_top)
+    done = call("linear_backward", _backward, *arguments, *of_x, inputs, x_bits, x_signed, *products)
     return tuple(grads) if done else NotImplemented
 
 

@@ -14,39 +14,53 @@ from .dispatch import op, registered
 from .quantize import WHOLE
 
 
-def _forward_fake(x, w, bias, x_clip, x_bits, x_signed, w_top, w_clip, w_bits, w_signed):
+def _forward_fake(x, w, bias, x_top, x_clip, x_bits, x_signed, w_top, w_clip, w_bits, w_signed):
     saved = []
     for t, bits in ((x, x_bits), (w, w_bits)):
-        saved += [t.new_empty(packed_bytes(t.numel(), bits), dtype=torch.uint8), x.new_empty(1, 1, dtype=torch.float32)]
-    exponents = w.new_empty(w.shape[0], 1, dtype=torch.uint8)
-    return x.new_empty(x.shape[0], w.shape[0], dtype=torch.float32), *saved, exponents
+        saved += [
+            t.new_empty(packed_bytes(t.numel(), bits), dtype=torch.uint8),
+            x.new_empty(1, 1, dtype=torch.float32),
+            t.new_empty(t.shape[0], 1, dtype=torch.uint8),
+        ]
+    return x.new_empty(x.shape[0], w.shape[0], dtype=torch.float32), *saved
 
 
 @op(
-    "(Tensor x, Tensor w, Tensor? bias, float x_clip, int x_bits, bool x_signed, int w_top, float w_clip, int w_bits,"
-    " bool w_signed) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor x, Tensor w, Tensor? bias, int x_top, float x_clip, int x_bits, bool x_signed, int w_top, float w_clip, "
+    "int w_bits, bool w_signed) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward_fake,
 )
 def linear_forward(
-    x, w, bias, x_clip: float, x_bits: int, x_signed: bool, w_top: int, w_clip: float, w_bits: int, w_signed: bool
+    x, w, bias, x_top: int, x_clip: float, x_bits: int, x_signed: bool, w_top: int, w_clip, w_bits, w_signed
 ):
-    """(y, packed codes of x, their scale, those of w, their scale, exponents of w): y = x w^T + bias, float32 (B, O).
+    """(y, then of x and of w: packed codes, their scale, exponents of the rows): y = x w^T + bias, float32 (B, O).
 
+    x_top  the largest exponent of a row of x (then x_clip is 1; places as pack_tokens gives them); 0: one range for all
     w_top  the largest exponent of an output of w; 0: one range for all of w
-    = absmax_codes of x, shift_codes of w along its outputs, both to nearest, scaled_matmul, pack_codes
+    = absmax_codes of x and pack_codes, or quantize_tokens and pack_tokens; shift_codes of w along its outputs,
+      pack_codes; both to nearest; scaled_matmul
     """
-    qx, sx = registered["absmax_codes"](x, x_clip, None, x_bits, x_signed)
+    if x_top:
+        r, form = registered["amax"](x, WHOLE), IntFormat(x_bits, x_signed)
+        qx = registered["quantize_tokens"](x, r, None, x_bits, x_signed, x_top)
+        sx = numerics.step(r, form) * 2.0**-x_top
+        px, places = registered["pack_tokens"](qx, x_bits, x_top)
+    else:
+        qx, sx = registered["absmax_codes"](x, x_clip, None, x_bits, x_signed)
+        px, places = registered["pack_codes"](qx.flatten(), x_bits), x.new_zeros(len(x), 1, dtype=torch.uint8)
     qw, sw, shift = registered["shift_codes"](w, 0, w_top, w_clip, None, w_bits, w_signed)
     steps = (sw * numerics.power_of_two(-shift.to(torch.int32))).T
-    y = registered["scaled_matmul"](qx, None, x_bits, x_signed, 0, qw.T, None, w_bits, w_signed, 0, sx, steps, bias)
-    px, pw = (registered["pack_codes"](q.flatten(), bits) for q, bits in ((qx, x_bits), (qw, w_bits)))
-    return y, px, sx, pw, sw, shift
+    left, right = (qx, None, x_bits + x_top, x_signed, 0), (qw.T, None, w_bits, w_signed, 0)
+    y = registered["scaled_matmul"](*left, *right, sx, steps, bias)
+    return y, px, sx, places, registered["pack_codes"](qw.flatten(), w_bits), sw, shift
 
 
 _SAVED = "Tensor? {0}, Tensor? {0}_scale, int {0}_bits, bool {0}_signed"
 
 
-def _backward_fake(g, stream, tokens, top, clip, bits, inputs, sums, x, x_scale, x_bits, x_signed, w, *_rest):
+def _backward_fake(
+    g, stream, tokens, top, clip, bits, inputs, sums, x, x_scale, x_bits, x_signed, x_places, x_top, w, *_rest
+):
     rows, outputs = g.shape
     sizes = (
         (rows, inputs) if w is not None else (0,),
@@ -58,7 +72,8 @@ def _backward_fake(g, stream, tokens, top, clip, bits, inputs, sums, x, x_scale,
 
 @op(
     "(Tensor g, Tensor? stream, bool tokens, int top, float clip, int bits, int inputs, bool sums, "
-    f"{_SAVED.format('x')}, {_SAVED.format('w')}, Tensor? w_shift, int w_top) -> (Tensor, Tensor, Tensor)",
+    f"{_SAVED.format('x')}, Tensor? x_places, int x_top, {_SAVED.format('w')}, Tensor? w_shift, int w_top) "
+    "-> (Tensor, Tensor, Tensor)",
     _backward_fake,
 )
 def linear_backward(
@@ -74,6 +89,8 @@ def linear_backward(
     x_scale,
     x_bits,
     x_signed,
+    x_places,
+    x_top,
     w,
     w_scale,
     w_bits,
@@ -87,8 +104,10 @@ def linear_backward(
     inputs  I; sums: is grad_bias wanted?
     tokens  do exponents belong to the rows of g (then clip is 1), or to its outputs?
     top     the largest exponent; 0: one range for all of g
+    x_places, x_top  those of linear_forward; None: x_top is 0
     w_shift linear_forward's exponents of w, at most w_top; None: all are 0, as is w_top
-    = shift_codes of g along its outputs or quantize_tokens, scaled_matmul_packed, channel_sums
+    = shift_codes of g along its outputs or quantize_tokens, scaled_matmul_packed (or unpack_tokens and scaled_matmul),
+      channel_sums
     """
     rows, outputs = g.shape
     if tokens:
@@ -104,7 +123,11 @@ def linear_backward(
         right = (w, [outputs, inputs], [inputs, 1], w_shift, w_bits, w_signed, w_top)
         e, s_g = shift if top else None, s * 2.0 ** -(top + w_top)
         grad_input = registered["scaled_matmul_packed"](q, e, bits, True, top, *right, s_g, w_scale, None)
-    if x is not None:
+    if x is not None and x_places is not None:
+        codes = registered["unpack_tokens"](x, x_places, [rows, inputs], [inputs, 1], x_bits, x_signed)
+        by = (codes, None, x_bits + x_top, x_signed, 0)
+        grad_weight = registered["scaled_matmul"](q.T, None, bits, True, 0, *by, steps.T, x_scale, None)
+    elif x is not None:
         right = (x, [rows, inputs], [inputs, 1], None, x_bits, x_signed, 0)
         grad_weight = registered["scaled_matmul_packed"](q.T, None, bits, True, 0, *right, steps.T, x_scale, None)
     if sums:

@@ -16,7 +16,7 @@ from ..numerics import IntFormat, accumulator_bits, product_bound
 from ..qtensor import PackedQTensor, QTensor
 from . import exact
 from .dispatch import op, registered
-from .quantize import unpack_codes
+from .quantize import unpack, unpack_codes
 
 B = TypeVar("B", QTensor, PackedQTensor)
 
@@ -163,6 +163,8 @@ def matmul(a: QTensor, b: QTensor | PackedQTensor, bias: Tensor | None = None) -
     -2.5
     """
     check_bias(bias, b.shape[-1])
+    if isinstance(b, PackedQTensor) and b.places is not None:  # no kernel reads codes without their exponents
+        b = unpack(b)
     if isinstance(b, PackedQTensor):
         a, b = check_matmul(a, b)
         right = b.packed, b.shape, b.stride, b.shift, b.format.bits, b.format.signed, b.max_shift
