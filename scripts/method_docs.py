@@ -23,12 +23,12 @@ PAGE, RESULTS = ROOT / "docs" / "method.md", ROOT / "results"
 
 
 def table(name: str, title: str) -> str:
-    """One table of a study, without its heading; or how to make it, where the study has no rows."""
+    """One table of a study, without its heading; or how to make it, where the study has no rows for it."""
     study = find(name)
     rows = RowFile(RESULTS / f"{name}.jsonl").read()
-    if not rows:
+    found = {t.title: t for t in tables(study, rows)} if rows else {}
+    if not rows or (title not in found and title in {run.group for run in study.runs(study.config)}):
         return f"Not run yet: `subbyte reproduce {name} --data-dir DIR`.\n"
-    found = {t.title: t for t in tables(study, rows)}
     if title not in found:
         raise SystemExit(f"the study {name} has no table '{title}'; it has: {', '.join(found)}")
     lines = found[title].markdown().split("\n")[2:]  # without the heading
