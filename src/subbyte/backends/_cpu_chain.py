@@ -17,12 +17,8 @@ from ._native import INT, INT64, POINTER, function
 MAX_COUNT = 1 << 24  # codes of one statistic, as in ops.norm
 _SHAPE = (INT64, INT64, INT64)  # outer, channels, inner; or batch, channels, pixels
 _VALUES = (POINTER, INT64)  # one value, or one for each channel
-NORM = (
-    *_VALUES * 5,
-    INT64,
-    INT,
-    INT,
-)  # operands, how many codes in a statistic, bits of xhat, bits of it that are saved
+NORM = (*_VALUES * 5, INT64, INT, INT)
+"""Operands, how many codes are in a statistic, bits of xhat, bits of it that are saved."""
 
 _norm_relu = function("sb_norm_relu", POINTER, *_SHAPE, *NORM, *(POINTER,) * 5, INT)
 _norm_relu_codes = function("sb_norm_relu_codes", POINTER, *_SHAPE, *NORM, *_VALUES, INT, INT, *(POINTER,) * 4, INT)
