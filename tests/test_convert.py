@@ -220,7 +220,7 @@ def test_extra_repr_says_what_the_layer_is():
     model = sb.quantize_(mlp(), "int4")
     assert "in_features=16, out_features=16, bias=True" in repr(model[3])
     for said in (
-        "w=s4 ShiftQuant(5 groups, axis 0, clip 0.85)",
+        "w=s4 ShiftQuant(5 groups, axis 0, clip 0.7)",
         "x=u4 AbsMax(clip 0.5)",
         "g=s4 TokenShiftQuant(5 groups",
     ):

@@ -292,7 +292,7 @@ def test_every_operand_of_every_layer_is_measured():
         for role, stats in layer.operands.items():
             assert 3 < stats.sqnr_db < 60, (name, role)
             assert 0 <= stats.zero_pct < 100
-            most = 20 if role == "weight" else 10  # a new layer's weights are uniform: 0.15 of them lie beyond 0.85
+            most = 40 if role == "weight" else 10  # a new layer's weights are uniform: 0.3 of them lie beyond 0.7
             assert 0 < stats.clipped_pct < most if "clip" in stats.quantizer else stats.clipped_pct == 0, (name, role)
     json.dumps(report.to_dict())
 

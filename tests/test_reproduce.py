@@ -78,7 +78,7 @@ def test_runs_give_rows_and_are_not_done_again(tmp_path):
         "axis": 0,
         "exponents": "consecutive",
         "max_exponent": None,
-        "clip": 0.85,
+        "clip": 0.7,
     }
     before = (tmp_path / "results" / "tiny.jsonl").read_bytes()
     assert execute(study, None, place(tmp_path), quiet()).done == []

@@ -350,7 +350,7 @@ RECIPES: dict[str, Scheme] = {
     # groups that fold, since no sum of the forward product mixes them, and 5 fold into the int8 of the gradient's.
     "int4": _recipe(
         "int4",
-        ShiftQuant(4, groups=5, axis=0, clip=0.85),
+        ShiftQuant(4, groups=5, axis=0, clip=0.7),
         AbsMax(4, clip=0.5),
         TokenShiftQuant(4, rounding="stochastic", groups=5),
         saved=6,

@@ -145,7 +145,7 @@ STUDY = Study(
     notes=(
         "Each variant is `plain` with one change in its middle layers: 4-bit gradients by TokenShiftQuant(5 groups), "
         "activations that clip at 0.5 of their largest magnitude, weights with one scale. int4, the recipe, has "
-        "groups-w with a clip at 0.85. g-channels, g-samples: gradients by "
+        "groups-w with a clip at 0.7. g-channels, g-samples: gradients by "
         "ShiftQuant's 9 groups of channels, of samples; -clip: at 0.5 of their range; g-tokens-3: 3 groups of tokens. "
         "whole a: activations that clip nothing; clip-w: weights that clip at 0.75. lsq: learned steps (w weights, a "
         "activations; slow: a tenth of the rate). sawb, mse: clipped ranges. samples-2: gradients quantized twice and "
