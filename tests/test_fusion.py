@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -23,17 +24,9 @@ CLIPPED, BY_SAMPLE, BY_TOKEN = (
         sb.TokenShiftQuant(4, rounding="stochastic"),
     )
 )
-TOKENS = sb.Scheme(
-    "own",
-    sb.LayerScheme(
-        sb.ShiftQuant(4, axis=0, clip=0.7),
-        sb.TokenShiftQuant(4, groups=3),
-        sb.TokenShiftQuant(4, rounding="stochastic"),
-    ),
-    sb.NormScheme(saved=6),
+TOKENS = dataclasses.replace(
+    BY_TOKEN, layer=dataclasses.replace(BY_TOKEN.layer, activation=sb.TokenShiftQuant(4, groups=3))
 )
-"""Activations by groups of tokens, too."""
-
 PASSES = ("chain_norm", "norm_relu_codes", "chain_norm_grad", "norm_grad_tokens")
 
 
@@ -132,15 +125,6 @@ def test_resnets_bit_for_bit(name, layout):
 def test_recipes(scheme):
     x = images(3, 3, 7, 5)
     assert_same(*pair(Net(Block(8), Block(8, swapped=True)), scheme, x), x)
-
-
-def test_activations_by_tokens_are_made_in_one_pass():
-    x = images(2, 3, 6, 6)
-    _, fused = pair(Net(Block(8)), TOKENS, x)
-    fused(x).sum().backward()
-    record = fused.body[0].bn1.record.kernels
-    assert "norm_relu_tokens" in record
-    assert "quantize_tokens" not in record
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ def test_a_wgan_without_norms_trains(recipe):
     first, last = train_wgan(recipe)
     float_first, float_last = in_floats_wgan()
     # int4 clips weights at 0.7 of their range, and a critic's, clamped, lie at both ends of it: it sees less at first.
-    assert abs(first - float_first) < (0.3 if recipe == "int4" else MARGIN[recipe] / 2)
+    assert abs(first - float_first) < (0.25 if recipe == "int4" else MARGIN[recipe] / 2)
     assert last < first - 0.3
     assert last < float_last + MARGIN[recipe]  # 4 bits end lower: their generator gives itself away
 

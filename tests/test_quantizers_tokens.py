@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import subbyte as sb
 from subbyte import ops
 from subbyte.numerics import RANGE_FLOOR, draw_stream
+from test_fusion import TOKENS, Block, Net, images, pair
 
 SHAPES = [(6, 5), (3, 4, 5, 7), (2, 3, 8), (2, 16, 3, 2, 2), (1, 1), (5, 1), (1, 9)]
 
@@ -130,6 +131,15 @@ def test_four_bits_are_saved_for_backward(make):
     assert x.numel() // 16 in sizes  # a byte a token
     assert x.numel() not in sizes
     assert x.grad.abs().sum() > 0
+
+
+def test_activations_by_tokens_are_made_in_one_pass():
+    x = images(2, 3, 6, 6)
+    _, fused = pair(Net(Block(8)), TOKENS, x)
+    fused(x).sum().backward()
+    record = fused.body[0].bn1.record.kernels
+    assert "norm_relu_tokens" in record
+    assert "quantize_tokens" not in record
 
 
 def test_a_qtensor_of_tokens_has_no_shift_beside():

@@ -235,9 +235,9 @@ class _Norm:
         quantizer = layer.activation
         assert quantizer is not None
         if isinstance(quantizer, TokenShiftQuant):
-            form = (quantizer.bits, quantizer.signed, quantizer.top)
-            codes, packed, places, saved, mask = passes.norm_relu_tokens(*self.operands, _whole(self.r), *form)
-            q = quantizer.of_codes(codes, _whole(self.r))
+            whole, form = _whole(self.r), (quantizer.bits, quantizer.signed, quantizer.top)
+            codes, packed, places, saved, mask = passes.norm_relu_tokens(*self.operands, whole, *form)
+            q = quantizer.of_codes(codes, whole)
             at_rest = PackedQTensor(
                 packed, codes.shape, codes.stride(), q.scale, q.format, places=places, token_top=q.token_top
             )

@@ -95,18 +95,21 @@ def packed_bytes(numel: int, bits: int) -> int:
     return -(-numel * bits // 8)
 
 
-def common_places(codes: Tensor, top: int) -> Tensor:
-    """How many places, at most top, all codes of a token can be shifted right without loss: uint8 (N, 1, ...).
+def without_common_places(codes: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """(codes 2^-places, places): how far, `top` at most, all codes of a token can be shifted right without loss.
 
-    >>> common_places(torch.tensor([[12, 8], [6, 3], [0, 0]], dtype=torch.uint8), 2).flatten().tolist()
-    [2, 0, 2]
+    codes are dense and stay where they lie; places uint8 (N, 1, ...).
+
+    >>> small, places = without_common_places(torch.tensor([[12, 8], [6, 3], [0, 0]], dtype=torch.uint8), 2)
+    >>> small.tolist(), places.flatten().tolist()
+    ([[3, 2], [6, 3], [0, 0]], [2, 0, 2])
     """
     places = torch.zeros(
         [1 if i == 1 else n for i, n in enumerate(codes.shape)], dtype=torch.uint8, device=codes.device
     )
     for k in range(1, top + 1):
         places += ((codes & ((1 << k) - 1)) == 0).all(1, keepdim=True)
-    return places
+    return torch.empty_like(codes).copy_(codes >> places.to(codes.dtype)), places
 
 
 def largest_exponents(r_k: Tensor, r: Tensor, top: int) -> Tensor:

@@ -30,7 +30,7 @@ def linear_forward(x, w, bias, x_top, x_clip: float, x_bits, x_signed, w_top, w_
     bias = None if bias is None else bias.to(torch.float32).contiguous()
     y, sx, sw = torch.empty(rows, outputs), torch.empty(1, 1), torch.empty(1, 1)
     shift = torch.empty(outputs, 1, dtype=torch.uint8)
-    places = (torch.empty if x_top else torch.zeros)(rows, 1, dtype=torch.uint8)
+    places = torch.empty(rows if x_top else 0, 1, dtype=torch.uint8)
     px, pw = (torch.empty(packed_bytes(t.numel(), b), dtype=torch.uint8) for t, b in ((x, x_bits), (w, w_bits)))
     left, right = (0, inputs, 1, (x_bits + x_top, x_signed, 0)), (0, inputs, 1, (w_bits, w_signed, 0))
     product = _product(left, right, False, (rows, outputs, inputs), y, (0, 0, bias), 1)

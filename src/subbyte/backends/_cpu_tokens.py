@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..numerics import IntFormat, common_places, packed_bytes
+from ..numerics import IntFormat, packed_bytes, without_common_places
 from ..qtensor import is_dense
 from ._cpu_call import call, dense_float32, ran, transposition
 from ._cpu_chain import NORM, norm_gradient, norm_operands, norm_relu, pointers
@@ -48,8 +48,7 @@ def pack_tokens(codes: Tensor, bits: int, top: int):
     if rows is None:  # the channels of a token are apart
         if codes.device.type != "cpu" or codes.numel() == 0 or not is_dense(codes):
             return NotImplemented
-        places = common_places(codes, top)
-        small = torch.empty_like(codes).copy_(codes >> places.to(codes.dtype))
+        small, places = without_common_places(codes, top)
         packed = pack_codes(small.as_strided((small.numel(),), (1,)), bits)
         ran["pack_tokens"] = ran.get("pack_codes", "")
         return packed if packed is NotImplemented else (packed, places)

@@ -16,11 +16,11 @@ from .quantize import WHOLE
 
 def _forward_fake(x, w, bias, x_top, x_clip, x_bits, x_signed, w_top, w_clip, w_bits, w_signed):
     saved = []
-    for t, bits in ((x, x_bits), (w, w_bits)):
+    for t, bits, exponents in ((x, x_bits, x.shape[0] if x_top else 0), (w, w_bits, w.shape[0])):
         saved += [
             t.new_empty(packed_bytes(t.numel(), bits), dtype=torch.uint8),
             x.new_empty(1, 1, dtype=torch.float32),
-            t.new_empty(t.shape[0], 1, dtype=torch.uint8),
+            t.new_empty(exponents, 1, dtype=torch.uint8),
         ]
     return x.new_empty(x.shape[0], w.shape[0], dtype=torch.float32), *saved
 
@@ -35,7 +35,7 @@ def linear_forward(
 ):
     """(y, then of x and of w: packed codes, their scale, exponents of the rows): y = x w^T + bias, float32 (B, O).
 
-    x_top  the largest exponent of a row of x (then x_clip is 1; places as pack_tokens gives them); 0: one range for all
+    x_top  the largest exponent of a row of x (then x_clip is 1; places are pack_tokens's); 0: one range, no places
     w_top  the largest exponent of an output of w; 0: one range for all of w
     = absmax_codes of x and pack_codes, or quantize_tokens and pack_tokens; shift_codes of w along its outputs,
       pack_codes; both to nearest; scaled_matmul
@@ -47,7 +47,7 @@ def linear_forward(
         px, places = registered["pack_tokens"](qx, x_bits, x_top)
     else:
         qx, sx = registered["absmax_codes"](x, x_clip, None, x_bits, x_signed)
-        px, places = registered["pack_codes"](qx.flatten(), x_bits), x.new_zeros(len(x), 1, dtype=torch.uint8)
+        px, places = registered["pack_codes"](qx.flatten(), x_bits), x.new_empty(0, 1, dtype=torch.uint8)
     qw, sw, shift = registered["shift_codes"](w, 0, w_top, w_clip, None, w_bits, w_signed)
     steps = (sw * numerics.power_of_two(-shift.to(torch.int32))).T
     left, right = (qx, None, x_bits + x_top, x_signed, 0), (qw.T, None, w_bits, w_signed, 0)

@@ -48,10 +48,9 @@ def _pack_fake(codes, bits, top):
 def pack_tokens(codes: Tensor, bits: int, top: int) -> tuple[Tensor, Tensor]:
     """(pack_codes of codes 2^-places in their memory order, places): what quantize_tokens gives, `bits` bits a code.
 
-    codes  int8 or uint8, dense; places: numerics.common_places(codes, top)
+    codes  int8 or uint8, dense; places: numerics.without_common_places(codes, top)
     """
-    places = numerics.common_places(codes, top)
-    small = torch.empty_like(codes).copy_(codes >> places.to(codes.dtype))
+    small, places = numerics.without_common_places(codes, top)
     return registered["pack_codes"](small.as_strided((small.numel(),), (1,)), bits), places
 
 
