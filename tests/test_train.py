@@ -21,6 +21,7 @@ from subbyte.train import (
     CheckpointError,
     Config,
     DivergedError,
+    Progress,
     RunError,
     RunFolder,
     evaluate,
@@ -272,6 +273,35 @@ def test_a_nan_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     if (path / "last.safetensors").exists():
         for tensor in Checkpoint.load(path / "last.safetensors").model.values():
             assert torch.isfinite(tensor.float()).all()
+
+
+REPLACING = """
+import itertools, os, sys
+for source in itertools.cycle(sys.argv[1:3]):
+    os.link(source, sys.argv[3] + ".part")
+    os.replace(sys.argv[3] + ".part", sys.argv[3])
+"""
+
+
+def test_a_checkpoint_replaced_while_it_is_read_is_one_of_the_two(tmp_path):
+    """A training that goes on renames its next checkpoint over the one being read."""
+    path, sources = tmp_path / "last.safetensors", [tmp_path / "a", tmp_path / "b"]
+    for source, n in zip(sources, (1, 4096), strict=True):
+        Checkpoint({"w": torch.full((n,), n)}, Progress(step=n), {"pad": "x" * n}).save(source)
+    path.write_bytes(sources[0].read_bytes())
+    with subprocess.Popen([sys.executable, "-c", REPLACING, *map(str, sources), str(path)]) as writer:
+        try:
+            seen = set()
+            deadline = time.monotonic() + 60
+            while len(seen) < 2 and time.monotonic() < deadline:
+                seen.add(read_header(path)["progress"]["step"])  # until the replacing is under way
+            for _ in range(2000):
+                assert read_header(path)["progress"]["step"] in (1, 4096)
+                read = Checkpoint.load(path)
+                assert read.model["w"].tolist() == [read.progress.step] * read.progress.step
+        finally:
+            writer.kill()
+    assert seen == {1, 4096}
 
 
 def test_a_truncated_checkpoint_is_refused(tmp_path, finished):

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from subbyte.train.errors import CheckpointError
@@ -84,13 +84,22 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
-        """Reads a file written by `save`. A missing, truncated, foreign or too new file is a CheckpointError."""
-        header = read_header(path)
+        """Reads a file written by `save`. A missing, truncated, foreign or too new file is a CheckpointError.
+
+        The file is opened once: a training that still runs may put the next one in its place at any moment.
+        """
+        _must_exist(path)
+        data = path.read_bytes()
+        try:
+            tensors = load(data)
+        except SafetensorError as error:
+            raise _corrupt(path, error) from error
+        length = int.from_bytes(data[:8], "little")
+        header = _checked(json.loads(data[8 : 8 + length]).get("__metadata__"), path)
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "rng": {}}
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                part, _, name = key.partition("/")
-                parts[part][name] = file.get_tensor(key)
+        for key, tensor in sorted(tensors.items()):
+            part, _, name = key.partition("/")
+            parts[part][name] = tensor
         return cls(
             progress=Progress(**header["progress"]),
             config=header["config"],
@@ -102,16 +111,30 @@ class Checkpoint:
 
 def read_header(path: Path) -> dict[str, Any]:
     """The JSON in a checkpoint's header, without reading the tensors."""
+    _must_exist(path)
+    try:
+        # Not framework="pt", which opens the path a second time, when another file may be there.
+        with safe_open(path, framework="np") as file:
+            return _checked(file.metadata(), path)
+    except SafetensorError as error:
+        raise _corrupt(path, error) from error
+
+
+def _must_exist(path: Path) -> None:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_HEADER_KEY)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path} is truncated or corrupt ({path.stat().st_size:,} bytes; {error}); "
-            "use another checkpoint of the run, or train again into a new --out"
-        ) from error
+
+
+def _corrupt(path: Path, error: SafetensorError) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is truncated or corrupt ({path.stat().st_size:,} bytes; {error}); "
+        "use another checkpoint of the run, or train again into a new --out"
+    )
+
+
+def _checked(metadata: Mapping[str, str] | None, path: Path) -> dict[str, Any]:
+    """The header in a safetensors file's metadata, if this subbyte can read it."""
+    text = (metadata or {}).get(_HEADER_KEY)
     if text is None:
         raise CheckpointError(f"{path} is a safetensors file, but not a subbyte checkpoint")
     header = json.loads(text)
