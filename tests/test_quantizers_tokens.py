@@ -107,11 +107,16 @@ def test_packed_are_the_bits_of_a_code_and_a_byte_a_token(layout, signed):
     elif layout == "channels_last":
         x = x.contiguous(memory_format=torch.channels_last)
     q = sb.TokenShiftQuant(4, groups=3, signed=signed)(x if signed else x.abs())
-    packed = ops.pack(q)
+    kernels: dict[str, str] = {}
+    with ops.recording(kernels):
+        packed = ops.pack(q)
     assert packed.packed.numel() == x.numel() // 2
     assert packed.places.numel() == x.numel() // x.shape[1]
     assert packed.nbytes == packed.packed.nbytes + packed.places.nbytes + 4
-    back = ops.unpack(packed)
+    with ops.recording(kernels):
+        back = ops.unpack(packed)
+    assert kernels.keys() >= {"pack_tokens", "unpack_tokens"}
+    assert ops.dispatch.REFERENCE not in kernels.values()
     assert torch.equal(back.codes, q.codes)
     assert (back.codes.stride(), back.format, back.token_top) == (q.codes.stride(), q.format, q.token_top)
     assert torch.equal(back.scale, q.scale)

@@ -10,7 +10,8 @@ from torch import Tensor
 from .. import numerics
 from ..numerics import IntFormat, packed_bytes
 from ..qtensor import PackedQTensor, QTensor, is_dense
-from .dispatch import op, registered
+from .dispatch import op
+from .tokens import pack_tokens, unpack_tokens
 
 WHOLE = -1
 """axis of a range that covers the whole tensor."""
@@ -113,7 +114,7 @@ def pack(q: QTensor) -> PackedQTensor:
     """The densest form of q's codes, in memory order when they are dense in memory (channels_last stays so)."""
     codes = q.codes if is_dense(q.codes) else q.codes.contiguous()
     if q.token_top:
-        packed, places = registered["pack_tokens"](codes, q.format.bits - q.token_top, q.token_top)
+        packed, places = pack_tokens(codes, q.format.bits - q.token_top, q.token_top)
         return PackedQTensor(
             packed, codes.shape, codes.stride(), q.scale, q.format, places=places, token_top=q.token_top
         )
@@ -127,7 +128,7 @@ def unpack(p: PackedQTensor) -> QTensor:
     """The inverse of pack, memory format included."""
     if p.places is not None:
         bits = p.format.bits - p.token_top
-        codes = registered["unpack_tokens"](p.packed, p.places, p.shape, p.stride, bits, p.format.signed)
+        codes = unpack_tokens(p.packed, p.places, p.shape, p.stride, bits, p.format.signed)
         return QTensor(codes, p.scale, p.format, token_top=p.token_top)
     flat = unpack_codes(p.packed, p.shape.numel(), p.format.bits, p.format.signed)
     return QTensor(flat.as_strided(p.shape, p.stride), p.scale, p.format, p.shift, p.max_shift)
