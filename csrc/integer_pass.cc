@@ -1,4 +1,5 @@
-// The element-wise passes of the integer-only mode: sb_int_amax, sb_int_quantize, sb_int_lookup, sb_int_norm_grad.
+// The element-wise passes of the integer-only mode: sb_int_amax, sb_int_quantize, sb_int_lookup, sb_int_norm_grad,
+// sb_int_add, sb_int_relu, sb_int_relu_grad, sb_int_squared_errors.
 //
 // A tensor is contiguous, (outer, channels, inner); what differs from channel to channel is an array of `channels`
 // numbers. Random bits are those of sb_quantize: by logical index, drawn for a tile at a time.
@@ -9,6 +10,7 @@
 
 #include "cpu_features.h"
 #include "memory.h"
+#include "pack.h"
 #include "parallel.h"
 #include "quantize.h"
 
@@ -17,6 +19,7 @@ namespace {
 
 Op<IntegerPassKernels> op{"integer_pass"};
 Op<QuantizeKernels> random_op{"quantize_sr"};
+Op<PackKernels> pack_op{"pack_codes"}, unpack_op{"unpack_codes"};
 
 constexpr i64 kTile = 1024;      // elements for which bits are drawn at a time
 constexpr i64 kBlock = 1 << 15;  // elements in a task
@@ -139,5 +142,90 @@ SB_EXPORT const char* sb_int_norm_grad(
             kernel.table->norm_grad(g + at, k + at, n, fraction, u[c], v[c], a[c], shift, dx + at);
         });
     });
+    return kernel.name;
+}
+
+// sum = a / 2^*a_right + b / 2^*b_right; a negative shift goes left, by its room at most. by_channel: b is
+// one number for each channel
+SB_EXPORT const char* sb_int_add(
+    const sb::i32* a, const sb::i32* a_right, int a_room, const sb::i32* b, const sb::i32* b_right, int b_room,
+    sb::i64 outer, sb::i64 channels, sb::i64 inner, int by_channel, sb::i32* sum, int threads) {
+    using namespace sb;
+    const auto kernel = op.best();
+    const Shape shape{outer, channels, inner};
+    const auto left = [](i32 right, int room) { return room > 0 ? std::clamp(-right, 0, room) : 0; };
+    const auto right = [](i32 right) { return std::clamp(right, 0, 30); };
+    const int al = left(*a_right, a_room), ar = right(*a_right), bl = left(*b_right, b_room), br = right(*b_right);
+    will_fill(sum, 4 * shape.count());
+    std::vector<i32> values;
+    if (by_channel) {
+        const std::vector<i32> zeros(static_cast<size_t>(channels), 0);
+        values.resize(zeros.size());
+        kernel.table->add(zeros.data(), 0, 0, b, bl, br, channels, values.data());
+    }
+    shape.blocks(threads, [&](i64 begin, i64 end, int) {
+        if (!by_channel) {
+            kernel.table->add(a + begin, al, ar, b + begin, bl, br, end - begin, sum + begin);
+            return;
+        }
+        shape.runs(begin, end, [&](i64 at, i64 n, i64 c) {
+            kernel.table->add_value(a + at, al, ar, values[static_cast<size_t>(c)], n, sum + at);
+        });
+    });
+    return kernel.name;
+}
+
+// y = max(x, 0), mask: a bit an element
+SB_EXPORT const char* sb_int_relu(const sb::i32* x, sb::i64 n, sb::i32* y, sb::u8* mask, int threads) {
+    using namespace sb;
+    const auto kernel = op.best();
+    const PackKernels& pack = *pack_op.best().table;
+    will_fill(y, 4 * n);
+    Shape{1, 1, n}.blocks(threads, [&](i64 begin, i64 end, int) {
+        u8 passes[kTile];
+        for (i64 tile = begin; tile < end; tile += kTile) {  // whole bytes of the mask
+            const i64 size = std::min(kTile, end - tile);
+            kernel.table->relu(x + tile, size, y + tile, passes);
+            pack_run(pack, passes, size, 1, mask + tile / 8);
+        }
+    });
+    return kernel.name;
+}
+
+// h = g where the mask has a bit set, and 0 elsewhere
+SB_EXPORT const char* sb_int_relu_grad(const sb::i32* g, const sb::u8* mask, sb::i64 n, sb::i32* h, int threads) {
+    using namespace sb;
+    const auto kernel = op.best();
+    const PackKernels& unpack = *unpack_op.best().table;
+    will_fill(h, 4 * n);
+    Shape{1, 1, n}.blocks(threads, [&](i64 begin, i64 end, int) {
+        u8 passes[kTile];
+        for (i64 tile = begin; tile < end; tile += kTile) {
+            const i64 size = std::min(kTile, end - tile);
+            unpack_run(unpack, mask + tile / 8, size, 1, false, passes);
+            kernel.table->relu_grad(g + tile, passes, size, h + tile);
+        }
+    });
+    return kernel.name;
+}
+
+// errors[candidates]: of every k-th element, rounded to 17 bits below *largest, for the shifts *top, *top - 1, ..
+SB_EXPORT const char* sb_int_squared_errors(
+    const sb::i32* x, sb::i64 n, sb::i64 every, const sb::i32* top, const sb::i64* largest, int candidates, int low,
+    int high, sb::i64* errors, int threads) {
+    using namespace sb;
+    (void)threads;  // 2^16 elements
+    const auto kernel = op.best();
+    int drop = 0;
+    while (drop < 31 && *largest > i64{0xFFFF} << drop) ++drop;
+    const i32 below = drop ? (1 << (drop - 1)) - 1 : 0, odd = drop ? 1 : 0;
+    std::vector<i32> sample(static_cast<size_t>(ceil_div(n, every)));
+    for (size_t i = 0; i < sample.size(); ++i) {
+        const i32 v = x[static_cast<i64>(i) * every];
+        sample[i] = (v + below + ((v >> drop) & odd)) >> drop;
+    }
+    for (int i = 0; i < candidates; ++i)
+        errors[i] = kernel.table->squared_error(
+            sample.data(), static_cast<i64>(sample.size()), std::clamp(*top - i - drop, 0, 30), low, high);
     return kernel.name;
 }

@@ -16,6 +16,17 @@ struct IntegerPassKernels {
     // dx = ((g << fraction) - u - v sign(k)) a / 2^shift, half to even; the product has at most 62 bits
     void (*norm_grad)(
         const i8* g, const i8* k, i64 n, int fraction, i32 u, i32 v, i64 a, int shift, i32* dx);
+    // sum = a 2^a_left / 2^a_right + b 2^b_left / 2^b_right, half to even
+    void (*add)(
+        const i32* a, int a_left, int a_right, const i32* b, int b_left, int b_right, i64 n, i32* sum);
+    // sum = a 2^a_left / 2^a_right + value
+    void (*add_value)(const i32* a, int a_left, int a_right, i32 value, i64 n, i32* sum);
+    // y = max(x, 0), passes = x > 0
+    void (*relu)(const i32* x, i64 n, i32* y, u8* passes);
+    // h = passes ? g : 0
+    void (*relu_grad)(const i32* g, const u8* passes, i64 n, i32* h);
+    // sum of (x - code 2^shift)^2, code = clamp(x / 2^shift, low, high), |x| < 2^17
+    i64 (*squared_error)(const i32* x, i64 n, int shift, i32 low, i32 high);
 };
 
 }  // namespace sb

@@ -12,7 +12,8 @@ namespace {
 SB_TARGET_END
 
 namespace sb::avx512vnni {
-static const IntegerPassKernels kernels{largest, nearest, stochastic, norm_grad};
+static const IntegerPassKernels kernels{largest, nearest, stochastic, norm_grad, add,
+                                        add_value, relu, relu_grad, squared_error};
 static const Register registered_integer_pass{"integer_pass", Isa::avx512vnni, "integer_pass_avx512vnni", &kernels};
 }  // namespace sb::avx512vnni
 #endif

@@ -12,6 +12,7 @@ from chain_calls import CALLS as CHAIN_CALLS
 from constants_calls import CALLS as CONSTANTS_CALLS
 from linear_calls import CALLS as LINEAR_CALLS
 from norm_layer_calls import CALLS as NORM_LAYER_CALLS
+from subbyte import integer, ops
 from subbyte.numerics import IntFormat
 from subbyte.ops import use_backend
 from subbyte.qtensor import is_dense
@@ -226,6 +227,59 @@ def int_norm_grad(big: int) -> list[tuple]:
     return calls
 
 
+def int_add(big: int) -> list[tuple]:
+    a, b = (t >> 6 for t in (sums(2, 3, 5 * big, 4 * big), sums(4 * big, 5 * big, 2, 3).permute(2, 3, 1, 0).clone()))
+    right = {n: torch.tensor(n, dtype=torch.int32) for n in (-99, -5, -1, 0, 1, 7, 29, 30, 1000)}
+    shifts = [(0, 0), (-5, 1), (7, -1), (-99, 30), (29, 1000), (1000, -99)]
+    return [
+        *[(a, right[n], 5, b, right[m], 4) for n, m in shifts],
+        *[(a, right[n], 5, b[:1, :, :1, :1], right[m], 4) for n, m in shifts[1:4]],
+        *[(a, right[0], -3, b.mT.contiguous().mT, right[7], 0), (a[:0], right[1], 2, b[:0], right[1], 2)],
+    ]
+
+
+def int_relu(big: int) -> list[tuple]:
+    return [(x,) for x in (sums(2, 3, 5 * big, 4 * big), sums(7, 5).T, sums(11)[:0], sums(6 * big).clamp(-1, 1))]
+
+
+def int_relu_grad(big: int) -> list[tuple]:
+    return [(x.flip(-1), ops.int_relu(x)[1]) for (x,) in int_relu(big)]
+
+
+def int_squared_errors(big: int) -> list[tuple]:
+    calls = []
+    for x in (sums(2, 3, 5 * big, 4 * big) >> 3, sums(50 * big) >> 21, sums(3, 7).T, torch.zeros(5, dtype=torch.int32)):
+        largest = x.abs().amax().to(torch.int64)
+        for bits, signed in ((4, True), (4, False), (2, True)):
+            top = integer.shift_to_fit(largest, IntFormat(bits, signed)).to(torch.int32)
+            every = 1 if bits == 2 else 3
+            calls.append((x, every, top.view([1] * x.ndim), largest.view([1] * x.ndim), 4, bits, signed))
+    return calls
+
+
+def int_sgd(big: int) -> list[tuple]:
+    g = torch.Generator().manual_seed(3)
+    calls = []
+    for shape in ((7 * big, 5), (3, 4, 3, 3), (1,)):
+        w, grad = torch.randn(shape, generator=g), torch.randn(shape, generator=g) * 2.0**-9
+        momentum = torch.randint(-(1 << 15) + 1, 1 << 15, shape, generator=g, dtype=torch.int16)
+        if w.ndim == 4:
+            w, grad = w.to(memory_format=torch.channels_last), grad.transpose(0, 1).contiguous().transpose(0, 1)
+        e, empty = (torch.tensor(n, dtype=torch.int32) for n in (-21, -256))
+        rest = torch.zeros_like(momentum), empty, torch.tensor(12)
+        calls += [
+            (w, grad, momentum, e, torch.tensor(11), 4, 230, 11, True),
+            (w, grad, momentum, e, torch.tensor(11), 4, 230, None, False),
+            *[(w, grad, *rest, -2, 0, 3, False), (w, grad * 0, *rest, 3, 230, None, True)],
+            *[(w, grad, *rest, None, 230, 5, True), (w * 2.0**-120, grad * 2.0**100, *rest, 4, 255, 2, True)],
+            *[
+                (w, grad * float("nan"), *rest, 4, 230, 11, True),
+                (w / 0, grad, momentum, e, *rest[2:], 4, 230, 2, True),
+            ],
+        ]
+    return calls
+
+
 def _norms(big: int):
     """(q, dims, param_dims): batch norm in two layouts, layer norm."""
     image = codes(S8, 2 * big, 3, 4, 5 * big)
@@ -286,7 +340,8 @@ CALLS: dict[str, Callable[[int], list[tuple]]] = {
         *(int_matmul, scaled_matmul, scaled_matmul_packed, channel_sums),
         *(scaled_conv2d, scaled_conv2d_grad_input, scaled_conv2d_grad_weight),
         *(int_conv2d, int_conv2d_grad_input, int_conv2d_grad_weight),
-        *(int_amax, int_quantize, int_lookup, int_norm_grad),
+        *(int_amax, int_quantize, int_lookup, int_norm_grad, int_add),
+        *(int_relu, int_relu_grad, int_squared_errors, int_sgd),
         *(norm_stats, norm_apply, norm_grad_stats, norm_grad_apply, scatter_sum),
     )
 }

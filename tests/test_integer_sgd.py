@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from subbyte import integer, optim
+from subbyte import integer, ops
 from subbyte.float_ops import FloatOpCounter
 from subbyte.optim import IntegerSGD, power_of_two_exponent
 
@@ -207,4 +207,6 @@ def test_wrong_parameters() -> None:
 
 
 def test_widths_of_the_docstring() -> None:
-    assert optim.SUM_BITS + 1 + 9 < 62  # shift_by takes less than 2^61, and a sum has one bit more than its operands
+    assert (
+        ops.integer_sgd.SUM_BITS + 1 + 9 < 62
+    )  # shift_by takes less than 2^61, and a sum has one bit more than its operands

@@ -32,6 +32,7 @@ _MOVES = {
 _INTEGER = {
     *("int_amax", "int_quantize", "int_lookup", "int_norm_grad", "norm_stats", "norm_stats_uncentred"),
     *("norm_grad_stats", "pack_codes", "unpack_codes", "narrow_codes", "scatter_sum"),
+    *("int_add", "int_squared_errors", "int_sgd", "int_relu", "int_relu_grad"),
 }
 """subbyte ops that are integer arithmetic on every backend, the reference included."""
 

@@ -15,23 +15,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from . import integer
-from .numerics import draw_stream, random_bits16
-
-WEIGHT_BITS = 16
-MOMENTUM_BITS = 16
-FACTOR_BITS = 8
-"""Fractional bits of the momentum factor."""
-
-SUM_BITS = 50
-_EMPTY = -(1 << 8)  # the exponent of a momentum that is 0
+from . import ops
+from .numerics import draw_stream
+from .ops.integer_sgd import EMPTY, FACTOR_BITS
 
 
 def power_of_two_exponent(value: float) -> int | None:
@@ -107,12 +99,12 @@ class IntegerSGD(Optimizer):
                 state = self.state[p]
                 if not state:
                     state["momentum"] = torch.zeros_like(p, dtype=torch.int16)
-                    state["momentum_exponent"] = torch.full((), _EMPTY, dtype=torch.int32, device=p.device)
+                    state["momentum_exponent"] = torch.full((), EMPTY, dtype=torch.int32, device=p.device)
                     state["stream"] = draw_stream(1, p.device)
                     state["step"] = 0
                 stream = state["stream"].view(()) + state["step"]
                 v = state["momentum"], state["momentum_exponent"]
-                w, v = update(p, p.grad, *v, stream, rate, factor, decay, group["nesterov"])
+                w, *v = ops.int_sgd(p, p.grad, *v, stream, rate, factor, decay, group["nesterov"])
                 p.copy_(w)
                 state["momentum"], state["momentum_exponent"] = v
                 state["step"] += 1
@@ -125,69 +117,3 @@ class IntegerSGD(Optimizer):
         for i, p in zip(saved, (p for group in self.param_groups for p in group["params"])):
             for key, value in state_dict["state"].get(i, {}).items():
                 self.state[p][key] = deepcopy(value).to(p.device) if isinstance(value, Tensor) else value
-
-
-def update(
-    w: Tensor,
-    g: Tensor,
-    momentum: Tensor,
-    momentum_e: Tensor,
-    stream: Tensor,
-    rate: int | None,
-    factor: int,
-    decay: int | None,
-    nesterov: bool,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """(w, (momentum, its exponent)) after one step. w, g float32; rate, decay: k and j, None for 0; factor: m.
-
-    The two roundings share the numbers of `stream`: the first w.numel() are the momentum's.
-    """
-    r16 = random_bits16(stream, 2 * w.numel()).view(2, *w.shape)
-    wide_w, d = _Number.of(w), _Number.of(g)
-    if decay is not None:
-        d = d + wide_w.times_power(-decay)
-    v = (d + _Number(momentum.to(torch.int64), momentum_e, MOMENTUM_BITS).times(factor)).rounded(MOMENTUM_BITS, r16[0])
-    u = d + v.times(factor) if nesterov else v
-    if rate is not None:
-        wide_w = wide_w + _Number(-u.codes, u.exponent, u.bits).times_power(-rate)
-    new = wide_w.rounded(WEIGHT_BITS, r16[1])
-    return integer.to_float(new.codes, new.exponent), (v.codes.to(torch.int16), v.exponent)
-
-
-@dataclass(frozen=True)
-class _Number:
-    """codes 2^exponent, int64 and int32 (); bits: signed width that holds every code."""
-
-    codes: Tensor
-    exponent: Tensor
-    bits: int
-
-    @staticmethod
-    def of(x: Tensor) -> _Number:
-        codes, e = integer.from_float(x)
-        return _Number(codes.to(torch.int64), e, integer.MANTISSA_BITS + 1)
-
-    def times_power(self, exponent: int) -> _Number:
-        return _Number(self.codes, self.exponent + exponent, self.bits)
-
-    def times(self, factor: int) -> _Number:
-        """factor 2^-FACTOR_BITS times this."""
-        return _Number(self.codes * factor, self.exponent - FACTOR_BITS, self.bits + FACTOR_BITS)
-
-    def __add__(self, other: _Number) -> _Number:
-        """The sum in SUM_BITS: what lies below the lowest of them is rounded off."""
-        top = torch.maximum(self.exponent + self.bits, other.exponent + other.bits)
-        e = top - (SUM_BITS - 1)
-        codes = integer.shift_by(self.codes, e - self.exponent) + integer.shift_by(other.codes, e - other.exponent)
-        return _Number(codes, e, SUM_BITS)
-
-    def rounded(self, bits: int, r16: Tensor) -> _Number:
-        """Integers of `bits` bits with the finest exponent that holds the largest one, stochastically."""
-        largest = self.codes.abs().amax()
-        drop = integer.shift_to_bits(largest, bits)
-        top = (1 << (bits - 1)) - 1
-        codes = integer.right_stochastic(self.codes, drop, r16).clamp(-top, top)
-        e = self.exponent + drop.to(torch.int32)
-        # Zeros have no size: without this the next small number would vanish beside them.
-        empty = (largest == 0) & (e < integer.NOT_FINITE >> 1)
-        return _Number(codes, torch.where(empty, torch.full_like(e, _EMPTY), e), bits)

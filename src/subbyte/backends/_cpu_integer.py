@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..numerics import IntFormat
+from ..numerics import IntFormat, packed_bytes
 from ._cpu_call import call
 from ._native import INT, INT64, POINTER, function
 
@@ -17,6 +17,11 @@ _amax = function("sb_int_amax", POINTER, *_SHAPE, POINTER, INT)
 _quantize = function("sb_int_quantize", POINTER, *_SHAPE, POINTER, POINTER, INT, INT, POINTER, INT)
 _lookup = function("sb_int_lookup", POINTER, INT, *_SHAPE, POINTER, INT, POINTER, INT)
 _norm_grad = function("sb_int_norm_grad", POINTER, POINTER, *_SHAPE, INT, POINTER, POINTER, POINTER, INT, POINTER, INT)
+_add = function("sb_int_add", POINTER, POINTER, INT, POINTER, POINTER, INT, *_SHAPE, INT, POINTER, INT)
+_errors = function("sb_int_squared_errors", POINTER, INT64, INT64, POINTER, POINTER, INT, INT, INT, POINTER, INT)
+_relu = function("sb_int_relu", POINTER, INT64, POINTER, POINTER, INT)
+_relu_grad = function("sb_int_relu_grad", POINTER, POINTER, INT64, POINTER, INT)
+_sgd = function("sb_int_sgd", *(POINTER,) * 4, INT64, POINTER, *(INT,) * 6, INT)
 
 
 def int_amax(x: Tensor, axis: int) -> Tensor:
@@ -70,12 +75,67 @@ def int_norm_grad(g: Tensor, k: Tensor, u: Tensor, v: Tensor, a: Tensor, shift: 
     return dx if call("int_norm_grad", _norm_grad, *operands, dx.data_ptr()) else NotImplemented
 
 
+def int_add(a: Tensor, a_right: Tensor, a_room: int, b: Tensor, b_right: Tensor, b_room: int) -> Tensor:
+    by_channel = a.shape != b.shape
+    if not _are(torch.int32, a, a_right, b, b_right) or not a_right.numel() == b_right.numel() == 1:
+        return NotImplemented
+    if by_channel and not _is_channels(b, a):
+        return NotImplemented
+    a, b = a.contiguous(), b.contiguous()
+    total = torch.empty_like(a)
+    operands = (a.data_ptr(), a_right.data_ptr(), a_room, b.data_ptr(), b_right.data_ptr(), b_room)
+    done = call("int_add", _add, *operands, *_shape(a, by_channel), by_channel, total.data_ptr())
+    return total if done else NotImplemented
+
+
+def int_squared_errors(
+    x: Tensor, every: int, top: Tensor, largest: Tensor, candidates: int, bits: int, signed: bool
+) -> Tensor:
+    if not _are(torch.int32, x, top) or not _are(torch.int64, largest) or not top.numel() == largest.numel() == 1:
+        return NotImplemented
+    x, fmt, errors = x.contiguous(), IntFormat(bits, signed), torch.empty(candidates, dtype=torch.int64)
+    operands = (x.data_ptr(), x.numel(), every, top.data_ptr(), largest.data_ptr(), candidates, fmt.qmin, fmt.qmax)
+    return errors if call("int_squared_errors", _errors, *operands, errors.data_ptr()) else NotImplemented
+
+
+def int_relu(x: Tensor):
+    if not _are(torch.int32, x):
+        return NotImplemented
+    x = x.contiguous()
+    y, mask = torch.empty_like(x), torch.empty(packed_bytes(x.numel(), 1), dtype=torch.uint8)
+    return (
+        (y, mask) if call("int_relu", _relu, x.data_ptr(), x.numel(), y.data_ptr(), mask.data_ptr()) else NotImplemented
+    )
+
+
+def int_relu_grad(g: Tensor, mask: Tensor) -> Tensor:
+    if not _are(torch.int32, g) or not _are(torch.uint8, mask) or mask.numel() != packed_bytes(g.numel(), 1):
+        return NotImplemented
+    g, mask = g.contiguous(), mask.contiguous()
+    h = torch.empty_like(g)
+    done = call("int_relu_grad", _relu_grad, g.data_ptr(), mask.data_ptr(), g.numel(), h.data_ptr())
+    return h if done else NotImplemented
+
+
+def int_sgd(w, g, momentum, momentum_e, stream, rate, factor, decay, nesterov):
+    if not (_are(torch.float32, w, g) and _are(torch.int16, momentum) and _are(torch.int32, momentum_e)):
+        return NotImplemented
+    if not (_are(torch.int64, stream) and w.shape == g.shape == momentum.shape and w.numel()):
+        return NotImplemented
+    w, momentum, momentum_e = (t.clone(memory_format=torch.contiguous_format) for t in (w, momentum, momentum_e))
+    g = g.contiguous()
+    pointers = (w.data_ptr(), g.data_ptr(), momentum.data_ptr(), momentum_e.data_ptr(), w.numel(), stream.data_ptr())
+    settings = (rate is not None, rate or 0, factor, decay is not None, decay or 0, nesterov)
+    return (w, momentum, momentum_e) if call("int_sgd", _sgd, *pointers, *settings) else NotImplemented
+
+
 def _are(dtype: torch.dtype, *tensors: Tensor) -> bool:
     return all(t.device.type == "cpu" and t.dtype == dtype for t in tensors)
 
 
-def _is_channels(shift: Tensor, x: Tensor) -> bool:
-    return shift.ndim == x.ndim > 1 and shift.numel() == shift.shape[1] == x.shape[1]
+def _is_channels(v: Tensor, x: Tensor) -> bool:
+    """Does v (1, C, 1, ...) hold a number for each channel of x?"""
+    return v.ndim == x.ndim > 1 and v.numel() == v.shape[1] == x.shape[1]
 
 
 def _shape(x: Tensor, by_channel: bool) -> tuple[int, int, int]:
@@ -85,4 +145,4 @@ def _shape(x: Tensor, by_channel: bool) -> tuple[int, int, int]:
     return x.shape[0], x.shape[1], math.prod(x.shape[2:])
 
 
-OPS = (int_amax, int_quantize, int_lookup, int_norm_grad)
+OPS = (int_amax, int_quantize, int_lookup, int_norm_grad, int_add, int_squared_errors, int_relu, int_relu_grad, int_sgd)

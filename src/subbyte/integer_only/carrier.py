@@ -23,10 +23,9 @@ LIMIT = 1 << ops.SUM_BITS
 CLIPPED_BITS = 4
 """Weights and activations of so few bits may be clipped where that makes the smaller error; gradients never are."""
 
+_SAMPLE = 1 << 16  # elements that decide
 _CANDIDATES = 4  # scales to choose from: the range, a half, a quarter, an eighth of it
 _WORSE = (3, 2)  # a remembered scale stays while its error is at most 3/2 of the smallest
-_SAMPLE = 1 << 16  # elements that decide
-_SAMPLE_BITS = 17  # of each of them: a squared error has 34 bits at most, the sum of all 50
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,8 @@ def quantize(
     needed = (integer.shift_to_fit(largest, fmt).to(torch.int32) - halvings).clamp(min=0)
     base = needed.amax().view([1] * needed.ndim) if needed.numel() else needed.new_zeros([1] * needed.ndim)
     if stream is None and fmt.bits <= CLIPPED_BITS and needed.numel() == 1:
-        errors = squared_errors(t.codes, needed, largest, fmt)
+        every = _every(t.codes.numel())
+        errors = ops.int_squared_errors(t.codes, every, needed, largest, _CANDIDATES, fmt.bits, fmt.signed)
         if memory is None:
             base = (needed - errors.argmin().to(torch.int32)).clamp(min=0)
         else:
@@ -158,24 +158,12 @@ def quantize(
     return Operand(codes, t.exponent + base.view(()), fmt, shift, groups - 1)
 
 
-def squared_errors(x: Tensor, top: Tensor, largest: Tensor, fmt: IntFormat) -> Tensor:
-    """sum of (x - code 2^shift)^2 for the shifts top, top - 1 .. top - 3 (none below 0). -> int64 (4,)
-
-    Measured on every k-th element, up to 2^16 of them, each rounded to 17 bits below the largest; int64 throughout.
-    x int32; top int32, largest = max |x| int64, of one element each.
-    """
-    every = max(1, -(-x.numel() // _SAMPLE))
-    while math.gcd(every, x.numel()) > 1:  # or it would see the same few pixels of every plane
-        every += 1
-    sample = x.flatten()[::every].to(torch.int64)
-    drop = integer.shift_to_bits(largest.flatten(), _SAMPLE_BITS)
-    sample = integer.right_nearest(sample, drop)
-    errors = []
-    for below in range(_CANDIDATES):
-        shift = (top.flatten() - below - drop).clamp(min=0)
-        codes = integer.right_nearest(sample, shift).clamp(fmt.qmin, fmt.qmax)
-        errors.append((sample - (codes << shift)).square().sum())
-    return torch.stack(errors)
+def _every(n: int) -> int:
+    """k: of n elements every k-th decides."""
+    k = max(1, -(-n // _SAMPLE))
+    while math.gcd(k, n) > 1:  # or it would see the same few pixels of every plane
+        k += 1
+    return k
 
 
 def remembered(memory: Memory, errors: Tensor, top: Tensor, largest: Tensor, exponent: Tensor) -> Tensor:
@@ -211,20 +199,13 @@ def add(a: IntTensor, b: IntTensor) -> IntTensor:
     half = LIMIT // 2
     room_a, room_b = _room(a.bound, half), _room(b.bound, half)
     e = torch.maximum(a.exponent - room_a, b.exponent - room_b)
-    codes = _aligned(a.codes, e - a.exponent, room_a) + _aligned(b.codes, e - b.exponent, room_b)
+    codes = ops.int_add(a.codes, e - a.exponent, room_a, b.codes, e - b.exponent, room_b)
     return IntTensor(codes, e, LIMIT)
 
 
 def _room(bound: int, limit: int) -> int:
     """The largest r with bound 2^r <= limit; negative where bound exceeds it."""
     return limit.bit_length() - 1 - (bound - 1).bit_length() if bound > 1 else limit.bit_length() - 1
-
-
-def _aligned(codes: Tensor, right: Tensor, room: int) -> Tensor:
-    """codes / 2^right, right >= -room, in 32 bits."""
-    if room > 0:
-        codes = codes << (-right).clamp(0, room)
-    return integer.right_nearest(codes, right.clamp(0, ops.SUM_BITS))
 
 
 def unless_finite(source: Tensor, exponent: Tensor) -> Tensor:

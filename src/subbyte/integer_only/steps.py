@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import numerics
+from .. import numerics, ops
 from ..nn.conv import each
 from . import carrier
 from .carrier import IntTensor
@@ -55,9 +55,9 @@ def identity(call: Call, x: IntTensor):
 
 def relu(call: Call, x: IntTensor):
     """max(x, 0); the gradient passes where x > 0."""
-    passes = call.save(x.codes > 0) if call.keep else never
-    y = IntTensor(x.codes.clamp(min=0), x.exponent, x.bound)
-    return y, lambda g: (g.with_codes(g.codes * passes()),)
+    y, mask = ops.int_relu(x.codes)
+    passes = call.save(mask) if call.keep else never
+    return x.with_codes(y), lambda g: (g.with_codes(ops.int_relu_grad(g.codes, passes())),)
 
 
 def add(call: Call, a: IntTensor, b: IntTensor):

@@ -17,7 +17,18 @@ from .conv import (
 )
 from .dispatch import BackendError, covered, last_kernel, note, recording, registered, use_backend
 from .integer_conv import int_conv2d, int_conv2d_grad_input, int_conv2d_grad_weight
-from .integers import SUM_BITS, int_amax, int_lookup, int_norm_grad, int_quantize
+from .integer_sgd import int_sgd
+from .integers import (
+    SUM_BITS,
+    int_add,
+    int_amax,
+    int_lookup,
+    int_norm_grad,
+    int_quantize,
+    int_relu,
+    int_relu_grad,
+    int_squared_errors,
+)
 from .linear import linear_backward, linear_forward
 from .matmul import ContractError, channel_sums, int_matmul, matmul, matmul_accumulators
 from .quantize import WHOLE, amax, narrow, pack, quantize, unpack
@@ -42,6 +53,7 @@ __all__ = [
     "conv2d_grad_input_plus",
     "conv2d_grad_weight",
     "covered",
+    "int_add",
     "int_amax",
     "int_conv2d",
     "int_conv2d_grad_input",
@@ -50,6 +62,10 @@ __all__ = [
     "int_matmul",
     "int_norm_grad",
     "int_quantize",
+    "int_relu",
+    "int_relu_grad",
+    "int_sgd",
+    "int_squared_errors",
     "last_kernel",
     "linear_backward",
     "linear_forward",

@@ -40,10 +40,10 @@ def _reference(name: str, *args):
 
 def _packed(codes: Tensor, bits: int) -> Tensor:
     flat = in_memory_order(codes)
-    return _reference("pack_codes", flat, bits) if bits > MASK_BITS else _pack_mask(flat)
+    return _reference("pack_codes", flat, bits) if bits > MASK_BITS else pack_mask(flat)
 
 
-def _pack_mask(flat: Tensor) -> Tensor:
+def pack_mask(flat: Tensor) -> Tensor:
     n = flat.numel()
     bits = flat.new_zeros(-(-n // 8) * 8, dtype=torch.int32)
     bits[:n] = flat

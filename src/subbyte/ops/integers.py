@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from .. import numerics
-from ..integer import right_nearest, right_stochastic
-from ..numerics import IntFormat
+from ..integer import right_nearest, right_stochastic, shift_to_bits
+from ..numerics import IntFormat, packed_bytes
+from .chain import masked, pack_mask
 from .dispatch import op
 
 SUM_BITS = 30
 """|x| <= 2^SUM_BITS."""
 
+_SAMPLE_BITS = 17  # of an element in int_squared_errors: a squared error has 34 bits at most, the sum of 2^16 50
 _CODES = 256  # entries of a table: one for each pattern of a byte
 
 
@@ -85,3 +87,63 @@ def int_norm_grad(g: Tensor, k: Tensor, u: Tensor, v: Tensor, a: Tensor, shift: 
     u, v, a = (t.view(1, -1, *[1] * (g.ndim - 2)) for t in (u, v, a))
     bracket = (g.to(torch.int32) << fraction) - u - v * k.sign().to(torch.int32)
     return right_nearest(bracket.to(torch.int64) * a, shift).to(torch.int32).contiguous()
+
+
+@op(
+    "(Tensor x) -> (Tensor, Tensor)",
+    lambda x: (x.new_empty(x.shape), x.new_empty(packed_bytes(x.numel(), 1), dtype=torch.uint8)),
+)
+def int_relu(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(max(x, 0), mask): x int32; mask: one bit an element in row-major order, set where x > 0, uint8."""
+    x = x.contiguous()
+    return x.clamp(min=0), pack_mask((x > 0).flatten())
+
+
+@op("(Tensor g, Tensor mask) -> Tensor", lambda g, mask: g.new_empty(g.shape))
+def int_relu_grad(g: Tensor, mask: Tensor) -> Tensor:
+    """g, int32, where int_relu's mask is set, and 0 elsewhere."""
+    return masked(g.contiguous(), mask)
+
+
+def _add_fake(a, a_right, a_room, b, b_right, b_room):
+    return a.new_empty(torch.broadcast_shapes(a.shape, b.shape))
+
+
+@op("(Tensor a, Tensor a_right, int a_room, Tensor b, Tensor b_right, int b_room) -> Tensor", _add_fake)
+def int_add(a: Tensor, a_right: Tensor, a_room: int, b: Tensor, b_right: Tensor, b_room: int) -> Tensor:
+    """a / 2^a_right + b / 2^b_right, each half to even, int32.
+
+    a, b: int32, of one shape or broadcasting; a_right, b_right: int32 (), no lower than -a_room and -b_room, where the
+    codes have so many bits to spare. A shift by more than SUM_BITS is one by SUM_BITS.
+    """
+    return (_aligned(a, a_right, a_room) + _aligned(b, b_right, b_room)).contiguous()
+
+
+def _aligned(codes: Tensor, right: Tensor, room: int) -> Tensor:
+    """codes / 2^right, right >= -room, in 32 bits."""
+    if room > 0:
+        codes = codes << (-right).clamp(0, room)
+    return right_nearest(codes, right.clamp(0, SUM_BITS))
+
+
+@op(
+    "(Tensor x, int every, Tensor top, Tensor largest, int candidates, int bits, bool signed) -> Tensor",
+    lambda x, every, top, largest, candidates, bits, signed: largest.new_empty(candidates),
+)
+def int_squared_errors(
+    x: Tensor, every: int, top: Tensor, largest: Tensor, candidates: int, bits: int, signed: bool
+) -> Tensor:
+    """sum of (x - code 2^shift)^2 for the shifts top, top - 1, .. (none below 0). -> int64 (candidates,)
+
+    Of every `every`-th element, each rounded to 17 bits below the largest; int64 throughout.
+    x int32; top int32, largest = max |x| int64, of one element each.
+    """
+    fmt = IntFormat(bits, signed)
+    drop = shift_to_bits(largest.flatten(), _SAMPLE_BITS)
+    sample = right_nearest(x.flatten()[::every].to(torch.int64), drop)
+    errors = []
+    for below in range(candidates):
+        shift = (top.flatten() - below - drop).clamp(min=0)
+        codes = right_nearest(sample, shift).clamp(fmt.qmin, fmt.qmax)
+        errors.append((sample - (codes << shift)).square().sum())
+    return torch.stack(errors)
