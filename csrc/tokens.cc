@@ -48,15 +48,52 @@ i64 tile_of(i64 channels) { return round_up<i64>(std::max<i64>(Draws::kTile / ch
 // Tokens of a tile whose codes are packed: a multiple of 8 begins at a byte whatever the width.
 i64 packed_tokens(i64 channels) { return std::max<i64>(kPackedTile / channels / 8, 1) * 8; }
 
+// Eight bytes at a time: what a shift moves from one byte into its neighbour is masked off.
+constexpr u64 kEach = 0x0101010101010101;
+
+void shift_right(const u8* from, i64 n, int by, u8* to) {
+    const u64 mask = kEach * (0xFFu >> by);
+    i64 i = 0;
+    for (u64 word; i + 8 <= n; i += 8) {
+        std::memcpy(&word, from + i, 8);
+        word = (word >> by) & mask;
+        std::memcpy(to + i, &word, 8);
+    }
+    for (; i < n; ++i) to[i] = static_cast<u8>(from[i] >> by);
+}
+
+void shift_left(u8* codes, i64 n, int by) {
+    const u64 mask = kEach * ((0xFFu << by) & 0xFF);
+    i64 i = 0;
+    for (u64 word; i + 8 <= n; i += 8) {
+        std::memcpy(&word, codes + i, 8);
+        word = (word << by) & mask;
+        std::memcpy(codes + i, &word, 8);
+    }
+    for (; i < n; ++i) codes[i] = static_cast<u8>(codes[i] << by);
+}
+
+// The bits that are set in any of n bytes, in the lowest byte.
+u64 bits_of(const u8* codes, i64 n) {
+    u64 any = 0;
+    i64 i = 0;
+    for (u64 word; i + 8 <= n; i += 8) {
+        std::memcpy(&word, codes + i, 8);
+        any |= word;
+    }
+    for (; i < n; ++i) any |= codes[i];
+    any |= any >> 32;
+    any |= any >> 16;
+    return any | any >> 8;
+}
+
 // Codes of whole tokens, shifted right as far as all codes of a token allow, `top` at most: places; packed in `bits`.
 void pack_tile(
     const PackKernels& pack, const u8* codes, i64 tokens, i64 channels, int bits, int top, u8* shifted, u8* packed,
     u8* places) {
     for (i64 t = 0; t < tokens; ++t, codes += channels, shifted += channels) {
-        u8 any = static_cast<u8>(1 << top);
-        for (i64 c = 0; c < channels; ++c) any |= codes[c];
-        const int by = __builtin_ctz(any);
-        for (i64 c = 0; c < channels; ++c) shifted[c] = static_cast<u8>(codes[c] >> by);  // packing drops what lies above
+        const int by = __builtin_ctz(static_cast<u32>(bits_of(codes, channels)) | 1u << top);
+        shift_right(codes, channels, by, shifted);  // packing drops what lies above
         places[t] = static_cast<u8>(by);
     }
     pack_run(pack, shifted - tokens * channels, tokens * channels, bits, packed);
@@ -101,8 +138,7 @@ SB_EXPORT const char* sb_unpack_tokens(
     each_packed_tile(rows, channels, useful_threads(threads, rows * channels, kGrain), [&](i64 first, i64 tokens, int) {
         u8* to = codes + first * channels;
         unpack_run(*kernel.table, packed + first * channels / 8 * bits, tokens * channels, bits, with_sign, to);
-        for (i64 t = first; t < first + tokens; ++t, to += channels)
-            for (i64 c = 0; c < channels; ++c) to[c] = static_cast<u8>(to[c] << places[t]);
+        for (i64 t = first; t < first + tokens; ++t, to += channels) shift_left(to, channels, places[t]);
     });
     return kernel.name;
 }
