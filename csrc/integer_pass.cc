@@ -145,8 +145,8 @@ SB_EXPORT const char* sb_int_norm_grad(
     return kernel.name;
 }
 
-// sum = a / 2^*a_right + b / 2^*b_right; a negative shift goes left, by its room at most. by_channel: b is
-// one number for each channel
+// sum = a / 2^*a_right + b / 2^*b_right; a negative shift goes left, by its room at most. by_channel: b is one number for
+// each channel
 SB_EXPORT const char* sb_int_add(
     const sb::i32* a, const sb::i32* a_right, int a_room, const sb::i32* b, const sb::i32* b_right, int b_room,
     sb::i64 outer, sb::i64 channels, sb::i64 inner, int by_channel, sb::i32* sum, int threads) {

@@ -1,8 +1,9 @@
 // sb_int_sgd: one update of a Parameter by IntegerSGD. NORMATIVE text: ops/integer_sgd.py.
 //
-// Every number is codes times one power of two, known before any element is touched but for two: what the momentum and
-// the weights are rounded to depends on the largest of their sums. So there are three passes over the operands, each
-// of which computes the sums that it needs again: no sum is ever in memory.
+// Every number is codes times one power of two, and each of these follows from those of w, g and momentum, but for two:
+// what momentum and weights are rounded to depends on the largest of their sums. So there are three passes over the
+// operands behind those that find the exponents of w and g, and each of them computes anew the sums that it needs: no
+// sum is ever in memory.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
