@@ -5,15 +5,6 @@
 #include "exports.h"
 #include "numerics.h"
 
-namespace sb {
-namespace {
-
-// numerics.clipped
-float clipped(float r, float clip) { return r > 0 ? std::max(r * clip, kRangeFloor) : r; }
-
-}  // namespace
-}  // namespace sb
-
 // x: n dense floats -> codes in the same memory order, and their scale.
 //   stream, order   as sb_quantize takes them
 SB_EXPORT const char* sb_absmax_codes(

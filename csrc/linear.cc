@@ -20,7 +20,7 @@ i64 address(const T* p) { return reinterpret_cast<i64>(p); }
 }  // namespace sb
 
 // x, w: dense floats -> their codes, packed, and scales; and what `product` multiplies: x by w transposed. Exponents up to
-// x_top belong to x's rows (tokens, without a clip; x_places as sb_pack_tokens gives them), up to w_top to w's outputs.
+// x_top belong to x's rows (tokens; x_places as sb_pack_tokens gives them), up to w_top to w's outputs.
 SB_EXPORT const char* sb_linear_forward(
     const float* x, sb::i64 x_n, float x_clip, int x_bits, int x_low, int x_high, int x_top, const float* w,
     sb::i64 w_n, float w_clip, int w_bits, int w_low, int w_high, sb::i64 outputs, int w_top, const void* product,
@@ -33,6 +33,7 @@ SB_EXPORT const char* sb_linear_forward(
     if (x_top) {
         float range;
         sb_amax(x, 1, 1, x_n, &range, threads);
+        range = clipped(range, x_clip);
         sb_quantize_tokens(
             x, x_n / inputs, inputs, &range, nullptr, 1, x_n, 1, x_bits, x_low < 0, x_top, x_codes.as<i8>(), threads);
         *x_scale = range / static_cast<float>(x_high) / power_of_two(static_cast<u8>(x_top));
@@ -53,7 +54,7 @@ SB_EXPORT const char* sb_linear_forward(
 }
 
 // g: (rows, outputs) dense floats -> grad_input = g w, grad_weight = g transposed by x, and ones by g; each product may
-// be null. Exponents up to `top` belong to rows (tokens, without a clip) or to outputs; w's are in grad_input's call.
+// be null. Exponents up to `top` belong to rows (tokens) or to outputs; w's are in grad_input's call.
 // x_places: those of x's packed codes, which then are unpacked here; nullptr: grad_weight's call has x.
 SB_EXPORT const char* sb_linear_backward(
     const float* g, sb::i64 rows, sb::i64 outputs, int tokens, int top, float clip, const sb::i64* stream, int bits,
@@ -69,6 +70,7 @@ SB_EXPORT const char* sb_linear_backward(
     const char* kernel;
     if (tokens) {  // the shift is in the codes
         sb_amax(g, 1, 1, n, &step, threads);
+        step = clipped(step, clip);
         kernel = sb_quantize_tokens(
             g, rows, outputs, &step, stream, 1, n, 1, bits, 1, top, codes.as<i8>(), threads);
         step = step / static_cast<float>(high) / power_of_two(static_cast<u8>(top));

@@ -1,6 +1,7 @@
 // The scalar functions of numerics.py that drivers compute once for a channel. NORMATIVE text: numerics.py.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -19,6 +20,8 @@ inline float range_from_bits(i32 bits) {
     if (!std::isfinite(r)) return std::numeric_limits<float>::quiet_NaN();
     return r < kRangeFloor ? 0.0f : r;
 }
+
+inline float clipped(float r, float clip) { return r > 0 ? std::max(r * clip, kRangeFloor) : r; }
 
 // top: Q 2^16
 inline float inverse_step(float r, float top) { return std::isfinite(r) && r > 0 ? top / r : 0.0f; }

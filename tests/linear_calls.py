@@ -21,8 +21,8 @@ def linear_forward(big: int) -> list[tuple]:
         for b, clip, top in ((bias, 0.3, 0), (None, 1.0, 0), (bias, 1.0, 4))
     ]
     calls += [
-        (x, w, bias, x_top, 1.0, bits, signed, top, 0.75, bits, True)
-        for x_top, bits, signed, top in ((2, 4, False, 4), (4, 4, True, 0), (2, 6, True, 0))
+        (x, w, bias, x_top, clip, bits, signed, top, 0.75, bits, True)
+        for x_top, clip, bits, signed, top in ((2, 1.0, 4, False, 4), (4, 0.6, 4, True, 0), (1, 0.3, 6, True, 0))
     ]
     one = (1.0, 4, True, 0, 1.0, 4, True)
     return [
@@ -52,7 +52,7 @@ def linear_backward(big: int) -> list[tuple]:
         none, whole = (None, None, bits, True), (None, 0)
         places = (torch.arange(rows) % 3).to(torch.uint8)[:, None], min(2, 8 - bits)
         forms = ((stream, False, 8, 0.5), (None, False, 3, 1.0), (stream, False, 0, 0.3))
-        tokens = ((stream, True, 8 - bits, 1.0), (None, True, (8 - bits) // 2, 1.0))
+        tokens = ((stream, True, 8 - bits, 1.0), (None, True, (8 - bits) // 2, 0.4))
         e = (torch.arange(outputs) * 5 % 4).to(torch.uint8)[:, None], 3
         for shift in ((None, 0), e):
             calls += [(g, *form, bits, inputs, True, *x, *whole, *w, *shift) for form in (*forms, *tokens)]

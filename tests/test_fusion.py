@@ -25,7 +25,7 @@ CLIPPED, BY_SAMPLE, BY_TOKEN = (
     )
 )
 TOKENS = dataclasses.replace(
-    BY_TOKEN, layer=dataclasses.replace(BY_TOKEN.layer, activation=sb.TokenShiftQuant(4, groups=3))
+    BY_TOKEN, layer=dataclasses.replace(BY_TOKEN.layer, activation=sb.TokenShiftQuant(4, groups=3, clip=0.6))
 )
 PASSES = ("chain_norm", "norm_relu_codes", "chain_norm_grad", "norm_grad_tokens")
 

@@ -23,25 +23,27 @@ def loud_and_silent(*shape: int, octaves: int = 8) -> torch.Tensor:
     return torch.randn(shape, generator=g) * torch.exp2(-octaves * torch.rand(tokens, generator=g))
 
 
-def exponents(x: torch.Tensor, top: int) -> torch.Tensor:
+def exponents(x: torch.Tensor, top: int, clip: float = 1.0) -> torch.Tensor:
     """By logarithm, which is exact enough where no range lies at a power of two."""
     r = x.abs().amax(1, keepdim=True)
-    return (x.abs().max() / r).log2().floor().clamp(0, top)
+    return (x.abs().max() * clip / r).log2().floor().clamp(0, top)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("bits", "groups"), [(4, 5), (4, 1), (2, 7), (6, 3), (8, 1)])
-def test_codes_by_the_definition(shape, bits, groups):
+@pytest.mark.parametrize(
+    ("bits", "groups", "clip"), [(4, 5, 1), (4, 1, 1), (2, 7, 0.7), (6, 3, 0.6), (4, 2, 0.3), (8, 1, 1)]
+)
+def test_codes_by_the_definition(shape, bits, groups, clip):
     x, top = loud_and_silent(*shape), groups - 1
-    q = sb.TokenShiftQuant(bits, groups=groups)(x)
-    e, big = exponents(x, top), 2 ** (bits - 1) - 1
-    codes = (x.double() * big / x.abs().max().double() * 2**e).round().clamp(-big, big)
+    q = sb.TokenShiftQuant(bits, groups=groups, clip=float(clip))(x)
+    e, big, r = exponents(x, top, clip), 2 ** (bits - 1) - 1, x.abs().max().item() * clip
+    codes = (x.double() * big / r * 2**e).round().clamp(-big, big)
     assert (q.codes.double() - codes * 2 ** (top - e)).abs().max() <= 2 ** (top - e).max() * (codes.abs().max() > 0)
     wrong = q.codes != (codes * 2 ** (top - e)).to(torch.int8)
     assert wrong.double().mean() < 0.02  # rounding in fixed point differs from that of doubles at halves alone
     assert q.shift is None
     assert q.scale.numel() == 1
-    assert q.scale.item() == pytest.approx(x.abs().max().item() / big * 2.0**-top)
+    assert q.scale.item() == pytest.approx(r / big * 2.0**-top)
     assert q.format == sb.IntFormat(bits + top)
     assert torch.equal(q.codes % 2 ** (top - e).to(torch.int8), torch.zeros_like(q.codes))
 

@@ -25,15 +25,15 @@ def forward(x: Tensor, w: Any, bias: Tensor | None, products: Products, scheme: 
     w_top = _largest_exponent(qw, 0)
     if type(qx) not in (AbsMax, TokenShiftQuant) or not isinstance(qw, AbsMax | ShiftQuant) or w_top is None:
         return None
-    assert qx is not None
+    assert isinstance(qx, AbsMax | TokenShiftQuant)
     if qx.stochastic or qw.stochastic or type(products) is not MatmulProducts or not ops.covered("linear_forward"):
         return None
     if not isinstance(w, Tensor) or not _takes(x) or not _takes(w) or x.shape[1] != w.shape[1]:
         return None
     check_bias(bias, len(w))
-    x_top, clip = (qx.top, 1.0) if isinstance(qx, TokenShiftQuant) else (0, getattr(qx, "clip", 1.0))
+    x_top = qx.top if isinstance(qx, TokenShiftQuant) else 0
     y, px, sx, places, pw, sw, shift = ops.linear_forward(
-        x.detach(), w.detach(), bias, x_top, clip, qx.bits, qx.signed, w_top, qw.clip, qw.bits, qw.signed
+        x.detach(), w.detach(), bias, x_top, qx.clip, qx.bits, qx.signed, w_top, qw.clip, qw.bits, qw.signed
     )
     ops.note("output", "integer")
     exponents = (shift, w_top) if isinstance(qw, ShiftQuant) else ()

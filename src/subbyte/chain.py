@@ -235,7 +235,7 @@ class _Norm:
         quantizer = layer.activation
         assert quantizer is not None
         if isinstance(quantizer, TokenShiftQuant):
-            whole, form = _whole(self.r), (quantizer.bits, quantizer.signed, quantizer.top)
+            whole, form = quantizer.range_of(_whole(self.r)), (quantizer.bits, quantizer.signed, quantizer.top)
             codes, packed, places, saved, mask = passes.norm_relu_tokens(*self.operands, whole, *form)
             q = quantizer.of_codes(codes, whole)
             at_rest = PackedQTensor(
@@ -271,7 +271,7 @@ class _NormGradient:
         quantizer, streams = self.stage.layer.gradient, self.stage.streams
         stream = streams[0] if quantizer.stochastic and streams is not None else None
         if isinstance(quantizer, TokenShiftQuant):
-            r = _whole(self.r)
+            r = quantizer.range_of(_whole(self.r))
             codes = passes.norm_grad_tokens(*self.operands, r, stream, quantizer.bits, quantizer.top)
             return quantizer.of_codes(codes, r)
         if quantizer.range_axis == SAMPLES:

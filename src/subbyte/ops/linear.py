@@ -35,13 +35,13 @@ def linear_forward(
 ):
     """(y, then of x and of w: packed codes, their scale, exponents of the rows): y = x w^T + bias, float32 (B, O).
 
-    x_top  the largest exponent of a row of x (then x_clip is 1; places are pack_tokens's); 0: one range, no places
+    x_top  the largest exponent of a row of x (places are pack_tokens's); 0: one range, no places
     w_top  the largest exponent of an output of w; 0: one range for all of w
     = absmax_codes of x and pack_codes, or quantize_tokens and pack_tokens; shift_codes of w along its outputs,
       pack_codes; both to nearest; scaled_matmul
     """
     if x_top:
-        r, form = registered["amax"](x, WHOLE), IntFormat(x_bits, x_signed)
+        r, form = numerics.clipped(registered["amax"](x, WHOLE), x_clip), IntFormat(x_bits, x_signed)
         qx = registered["quantize_tokens"](x, r, None, x_bits, x_signed, x_top)
         sx = numerics.step(r, form) * 2.0**-x_top
         px, places = registered["pack_tokens"](qx, x_bits, x_top)
@@ -102,7 +102,7 @@ def linear_backward(
 
     x, w    packed as linear_forward saves them, or None: then there is no grad_weight, or no grad_input (no elements)
     inputs  I; sums: is grad_bias wanted?
-    tokens  do exponents belong to the rows of g (then clip is 1), or to its outputs?
+    tokens  do exponents belong to the rows of g, or to its outputs?
     top     the largest exponent; 0: one range for all of g
     x_places, x_top  those of linear_forward; None: x_top is 0
     w_shift linear_forward's exponents of w, at most w_top; None: all are 0, as is w_top
@@ -111,7 +111,7 @@ def linear_backward(
     """
     rows, outputs = g.shape
     if tokens:
-        r = registered["amax"](g, WHOLE)
+        r = numerics.clipped(registered["amax"](g, WHOLE), clip)
         q = registered["quantize_tokens"](g, r, stream, bits, True, top)
         s = numerics.step(r, IntFormat(bits)) * 2.0**-top
         steps, bits, top, shift = s.expand(1, outputs), bits + top, 0, None

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .. import ops
-from ..numerics import IntFormat, step
+from ..numerics import IntFormat, clipped, step
 from ..qtensor import QTensor
-from .base import Quantizer
+from .base import Quantizer, check_clip
 
 OPERAND_BITS = 8
 """Of what an integer product takes."""
@@ -19,8 +19,9 @@ OPERAND_BITS = 8
 class TokenShiftQuant(Quantizer):
     """Groups of tokens whose scales differ by powers of two: s_t = (R / Q) 2^-e(t), e(t) in 0..groups - 1.
 
-    A token t is an index of all axes but 1: a row of a matrix, a pixel of a sample. e(t) is the largest exponent with
-    r_t <= R 2^-e(t), where r_t = max |x| of the token: nothing is ever clipped, so stochastic rounding is unbiased.
+    R = clip max |x|. A token t is an index of all axes but 1: a row of a matrix, a pixel of a sample. e(t) is the
+    largest exponent with r_t <= R 2^-e(t), where r_t = max |x| of the token. Of tokens that reach beyond R it is 0, and
+    what lies beyond R gets the last code; with clip = 1 there are none, so stochastic rounding is unbiased.
     grad_weight reduces over tokens, so these are the groups that ShiftQuant makes for that product. Tokens lie further
     apart than channels, and most of a gradient's are silent: the variance falls accordingly (recipes/theory.py).
     Activations may be grouped so as well; those behind a ReLU have unsigned codes, Q = 2^bits - 1.
@@ -38,9 +39,11 @@ class TokenShiftQuant(Quantizer):
     """
 
     groups: int = 5
+    clip: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_clip(self.clip)
         most = OPERAND_BITS - self.bits + 1
         if not 1 <= self.groups <= most:
             raise ValueError(
@@ -56,8 +59,12 @@ class TokenShiftQuant(Quantizer):
         """r: max |x|, if it is known."""
         if x.ndim < 2:
             raise ValueError(f"TokenShiftQuant needs an axis 1 beside that of the tokens, not {tuple(x.shape)}")
-        r = ops.amax(x, ops.WHOLE) if r is None else r
+        r = self.range_of(ops.amax(x, ops.WHOLE) if r is None else r)
         return self.of_codes(ops.quantize_tokens(x, r, stream, self.bits, self.signed, self.top), r)
+
+    def range_of(self, r: Tensor) -> Tensor:
+        """R of r = max |x|."""
+        return clipped(r, self.clip)
 
     def of_codes(self, codes: Tensor, r: Tensor) -> QTensor:
         """The QTensor of codes that ops.quantize_tokens, or a pass that ends in it, made with the range r."""
@@ -65,7 +72,7 @@ class TokenShiftQuant(Quantizer):
         return QTensor(codes, scale, wide, token_top=self.top)
 
     def groups_used(self, x: Tensor, q: QTensor) -> int:
-        return len(ops.token_exponents(x, ops.amax(x, ops.WHOLE), self.top).unique())
+        return len(ops.token_exponents(x, self.range_of(ops.amax(x, ops.WHOLE)), self.top).unique())
 
     def details(self) -> str:
-        return f"{self.groups} groups of tokens"
+        return f"{self.groups} groups of tokens" + ("" if self.clip == 1 else f", clip {self.clip:g}")
