@@ -84,6 +84,7 @@ def schemes() -> dict[str, Scheme]:
         "groups-a": changed(activation=ShiftQuant(4, groups=5)),
         "groups-a-clip": changed(activation=ShiftQuant(4, groups=3, clip=0.6)),
         "tokens-a": changed(activation=TokenShiftQuant(4, groups=3)),
+        "tokens-a-clip": changed(activation=TokenShiftQuant(4, groups=2, clip=0.6)),
         "groups-w": changed(weight=ShiftQuant(4, groups=5, axis=0)),
         "groups-w-clip": changed(weight=ShiftQuant(4, groups=5, axis=0, clip=0.5)),
         "zero-point-w": changed(weight=ZeroPoint(4)),
