@@ -307,7 +307,7 @@ def test_none_is_a_quantizer_too():
     ("data", "message"),
     [
         ({"type": "ShiftQaunt"}, r"unknown quantizer 'ShiftQaunt' \(did you mean 'ShiftQuant'\?\)"),
-        ({"type": None}, r"unknown quantizer None; known are AbsMax, BlockHouseholder, GroupOracle"),
+        ({"type": None}, r"unknown quantizer None; known are AbsMax, BlockHouseholder, BlockShiftQuant"),
         ({}, r"unknown quantizer None"),
         ({"type": "AbsMax", "bit": 4}, r"AbsMax has no field 'bit' \(did you mean 'bits'\?\)"),
         ({"type": "AbsMax", "groups": 4}, r"AbsMax has no field 'groups'; it has: bits, signed, rounding"),

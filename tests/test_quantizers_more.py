@@ -73,7 +73,7 @@ def run(quantizer: Quantizer, x: torch.Tensor, seed: int = 11) -> QTensor | Emul
 
 
 def test_every_other_quantizer_has_a_row_here():
-    homes = {f"subbyte.quantizers.{m}" for m in ("absmax", "shift", "token_shift", "oracle")}
+    homes = {f"subbyte.quantizers.{m}" for m in ("absmax", "shift", "token_shift", "block_shift", "oracle")}
     modules = {n: cls.__module__ for n, cls in Quantizer.registry.items()}
     ours = {n for n, m in modules.items() if m.startswith("subbyte.quantizers.") and m not in homes}
     assert {type(q).__name__ for q in EXAMPLES} == ours

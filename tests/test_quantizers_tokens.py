@@ -219,7 +219,7 @@ def test_recipes_and_json():
 
 
 def test_what_it_refuses():
-    with pytest.raises(ValueError, match="1 to 5 groups of tokens, not 6"):
+    with pytest.raises(ValueError, match="1 to 5 groups, not 6"):
         sb.TokenShiftQuant(4, groups=6)
     with pytest.raises(ValueError, match="needs an axis 1"):
         sb.TokenShiftQuant(4)(torch.randn(5))

@@ -20,6 +20,7 @@ from .base import (
     to_dict,
     variance_bound,
 )
+from .block_shift import BlockShiftQuant
 from .clip import SAWB, MSEClip
 from .householder import BlockHouseholder
 from .learned import LearnedStep
@@ -35,6 +36,7 @@ __all__ = [
     "SAWB",
     "AbsMax",
     "BlockHouseholder",
+    "BlockShiftQuant",
     "GroupOracle",
     "LearnedStep",
     "LogUnbiased",

@@ -46,9 +46,7 @@ class TokenShiftQuant(Quantizer):
         check_clip(self.clip)
         most = OPERAND_BITS - self.bits + 1
         if not 1 <= self.groups <= most:
-            raise ValueError(
-                f"{self.bits} bits leave room in {OPERAND_BITS} for 1 to {most} groups of tokens, not {self.groups}"
-            )
+            raise ValueError(f"{self.bits} bits leave room in {OPERAND_BITS} for 1 to {most} groups, not {self.groups}")
 
     @property
     def top(self) -> int:

@@ -7,7 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from subbyte.quantizers import SAWB, AbsMax, LearnedStep, MSEClip, PerChannel, ShiftQuant, TokenShiftQuant, ZeroPoint
+from subbyte.quantizers import (
+    SAWB,
+    AbsMax,
+    BlockShiftQuant,
+    LearnedStep,
+    MSEClip,
+    PerChannel,
+    ShiftQuant,
+    TokenShiftQuant,
+    ZeroPoint,
+)
 from subbyte.scheme import RECIPES, LayerScheme, NormScheme, Scheme
 from subbyte.study import Run, Study, training
 
@@ -87,6 +97,10 @@ def schemes() -> dict[str, Scheme]:
         "tokens-a-clip": changed(activation=TokenShiftQuant(4, groups=2, clip=0.6)),
         "groups-w": changed(weight=ShiftQuant(4, groups=5, axis=0)),
         "groups-w-clip": changed(weight=ShiftQuant(4, groups=5, axis=0, clip=0.5)),
+        "blocks-w": changed(weight=BlockShiftQuant(4)),
+        "blocks-w, tokens-a-clip": changed(
+            weight=BlockShiftQuant(4), activation=TokenShiftQuant(4, groups=2, clip=0.6)
+        ),
         "zero-point-w": changed(weight=ZeroPoint(4)),
         "channels-w": changed(weight=PerChannel(4, axis=0)),
         "g6-stage1": gradient_bits("layer1.*", 6),
