@@ -161,11 +161,20 @@ def test_a_frozen_or_unused_parameter_is_left_alone() -> None:
     assert q not in optimizer.state
 
 
-def test_nan_is_not_hidden() -> None:
-    p = parameter(3)
-    p.grad = torch.tensor([1.0, float("nan"), 0.0])
-    IntegerSGD([p], lr=0.1).step()
-    assert p.isnan().all()
+@pytest.mark.parametrize("backend", ["reference", None])
+@pytest.mark.parametrize("lost", [float("nan"), float("inf")])
+def test_nan_is_not_hidden(lost: float, backend: str | None) -> None:
+    for where in ("gradient", "weight"):
+        p = parameter(3)
+        p.grad = torch.tensor([1.0, lost if where == "gradient" else 0.5, 0.0])
+        if where == "weight":
+            p.data[1] = lost
+        optimizer = IntegerSGD([p], lr=0.1)
+        with ops.use_backend(backend):
+            optimizer.step()
+        assert p.isnan().all()
+        of_momentum = int(optimizer.state[p]["momentum_exponent"])
+        assert (of_momentum > integer.NOT_FINITE >> 1) == (where == "gradient")
 
 
 def test_extremes_do_not_overflow() -> None:

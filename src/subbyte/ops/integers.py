@@ -102,7 +102,7 @@ def int_relu(x: Tensor) -> tuple[Tensor, Tensor]:
 @op("(Tensor g, Tensor mask) -> Tensor", lambda g, mask: g.new_empty(g.shape))
 def int_relu_grad(g: Tensor, mask: Tensor) -> Tensor:
     """g, int32, where int_relu's mask is set, and 0 elsewhere."""
-    return masked(g.contiguous(), mask)
+    return masked(g.contiguous(), mask) if g.numel() else g.clone()
 
 
 def _add_fake(a, a_right, a_room, b, b_right, b_room):
