@@ -19,7 +19,7 @@ from subbyte.quantizers import (
     ZeroPoint,
 )
 from subbyte.scheme import RECIPES, LayerScheme, NormScheme, Scheme
-from subbyte.study import Run, Study, training
+from subbyte.study import Column, Run, Study, training
 
 
 @dataclass(frozen=True)
@@ -157,6 +157,7 @@ STUDY = Study(
     runs=runs,
     expected=EXPECTED,
     baseline="plain",
+    columns=(Column("train_loss", "train loss", 1, 3),),
     notes=(
         "Each variant is `plain` with one change in its middle layers: 4-bit gradients by TokenShiftQuant(5 groups), "
         "activations that clip at 0.5 of their largest magnitude, weights with one scale. int4, the recipe, has "
@@ -165,7 +166,8 @@ STUDY = Study(
         "whole a: activations that clip nothing; clip-w: weights that clip at 0.75. lsq: learned steps (w weights, a "
         "activations; slow: a tenth of the rate). sawb, mse: clipped ranges. samples-2: gradients quantized twice and "
         "averaged for the weights' gradient. groups-a, groups-w: groups for activations (input channels) and weights "
-        "(output channels); -clip: at 0.6 and 0.5 of each group's range; tokens-a: 3 groups of tokens for activations; "
+        "(output channels); -clip: at 0.6 and 0.5 of each group's range; tokens-a: 3 groups of tokens for activations "
+        "(-clip: 2, at 0.6 of the largest); blocks-w: 3 groups of blocks of 8 weights; "
         "channels-w: a free scale for each output channel; zero-point-w: an asymmetric grid. "
         "g6-stage1: 6-bit gradients in that stage. The rest (w-float, a8, ...) takes one thing out of 4 bits, to see "
         "what it costs; norms-only leaves every layer float."
