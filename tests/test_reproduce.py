@@ -263,6 +263,14 @@ def test_quick_runs_of_trainings(name, tmp_path):
     assert float_rows <= {"float", "float, long warm-up", "float, weight standardization"}
 
 
+def test_quick_late_begins_every_variant_with_one_net(tmp_path):
+    rows = {row["variant"]: row for row in quick("late", tmp_path, only="*-seed0")}
+    assert list(rows) == ["start", "float", "int4", "blocks-w, tokens-a-clip"]
+    assert all(rows[name]["train_loss"] < 0.9 * rows["start"]["train_loss"] for name in ("float", "int4"))
+    alone = quick("late", tmp_path / "alone", only="int4-*")  # trains the net that it begins with, too
+    assert [row["train_loss"] for row in alone] == [rows["int4"]["train_loss"]]
+
+
 def test_quick_gradients_measure_each_quantizer_on_one_net(tmp_path):
     rows = quick("gradients", tmp_path)
     measured = {row["variant"]: row for row in rows if row["metric"] == "gradient"}

@@ -133,6 +133,18 @@ def test_kill_in_the_middle_of_an_epoch_then_resume_equals_undisturbed(tmp_path,
     assert any(tensor.dtype == torch.uint8 for tensor in state) == optimizer.endswith("bit")
 
 
+def test_a_run_begins_with_the_weights_of_another_scheme(tmp_path, finished):
+    """Also where it goes on before its first checkpoint."""
+    source = Checkpoint.load(finished / "last.safetensors").model
+    config = digits("int4", lr=1e-12, weight_decay=0.0, momentum=0.0, nesterov=False)
+    for resume in (False, True):
+        train(config, tmp_path, console=quiet(), weights=finished / "last.safetensors", time_limit=1e-9, resume=resume)
+        begun = Checkpoint.load(tmp_path / "last.safetensors").model
+        weights = [name for name in source if name.endswith("weight")]
+        assert all(torch.allclose(begun[name], source[name]) for name in weights)
+        (tmp_path / "last.safetensors").unlink()
+
+
 def test_pausing_again_and_again_changes_nothing(tmp_path, finished):
     path, pauses = tmp_path / "paused", 0
     outcome = train(digits(), path, console=quiet(), time_limit=1e-9)

@@ -23,7 +23,7 @@ from subbyte.study.rows import RowFile, base_row, rows_of_others, trained
 from subbyte.study.select import Row
 from subbyte.study.study import Job, Run, Skipped, Study, StudyError
 from subbyte.study.summary import summarize
-from subbyte.train import Config, DivergedError, train
+from subbyte.train import Config, DivergedError, Outcome, train
 from subbyte.train.build import resolve_threads
 from subbyte.train.folder import hold
 from subbyte.train.stop import format_seconds
@@ -145,13 +145,8 @@ def _perform(run: Run, study: str, place: Place, rest: float | None, console: Co
     row = base_row(study, run, config, place.command, place.commit)
     begun = time.monotonic()
     if run.trains:
-        resume = folder.config_file.is_file()
-        if folder.path.is_dir() and not resume:
-            shutil.rmtree(folder.path)  # killed before its settings were written: there is nothing in it
         try:
-            outcome = train(
-                config, folder.path, resume=resume, time_limit=rest, keep_epochs=run.keep_epochs, console=console
-            )
+            outcome = _trained(run, place, rest, console)
         except DivergedError as error:
             return [{**row, "diverged": str(error)}], ""
         if not outcome.finished:
@@ -161,6 +156,33 @@ def _perform(run: Run, study: str, place: Place, rest: float | None, console: Co
     if not run.trains:
         row["seconds"] = round(time.monotonic() - begun, 1)
     return [{**row, **more} for more in extra], ""
+
+
+def _trained(run: Run, place: Place, rest: float | None, console: Console) -> Outcome:
+    """Trains the run in its folder, or goes on there; before it the run that it begins with, where that isn't done."""
+    folder, config, begun = run.folder(place.runs), place.configure(run.config), time.monotonic()
+    weights = None
+    if run.begins is not None:
+        with _reserved(run.begins, place.runs) as mine:
+            if not mine:
+                raise StudyError(f"{run.name} begins where {run.begins.name} ends, and another process is at that")
+            before = _trained(run.begins, place, rest, console)
+        if not before.finished:
+            return before
+        weights = before.folder.last
+        rest = None if rest is None else max(rest - (time.monotonic() - begun), 0.0)
+    resume = folder.config_file.is_file()
+    if folder.path.is_dir() and not resume:
+        shutil.rmtree(folder.path)  # killed before its settings were written: there is nothing in it
+    return train(
+        config,
+        folder.path,
+        resume=resume,
+        time_limit=rest,
+        keep_epochs=run.keep_epochs,
+        weights=weights,
+        console=console,
+    )
 
 
 def _reserved(run: Run, runs: Path) -> Any:

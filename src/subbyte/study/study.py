@@ -49,6 +49,7 @@ class Run:
     after           measures more once the training is done: gives what to add to the row, or several rows
     settings        what `after` depends on besides config: part of the row and of the key
     keep_epochs     checkpoints that `after` needs
+    begins          the run with whose last weights the training begins (None: with random ones)
     """
 
     variant: str
@@ -58,6 +59,7 @@ class Run:
     after: Callable[[Job], Iterable[Mapping[str, Any]]] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     keep_epochs: tuple[int, ...] = ()
+    begins: Run | None = None
 
     @property
     def seed(self) -> int:
@@ -72,7 +74,8 @@ class Run:
         config = essence(dataclasses.replace(self.config, scheme={}))
         config = {name: value for name, value in config.items() if name not in PLACE_FIELDS}
         scheme = essence(Scheme.from_dict(self.config.scheme))
-        text = json.dumps([self.variant, self.group, config, scheme, essence(self.settings)], sort_keys=True)
+        begins = [] if self.begins is None else [self.begins.key()]
+        text = json.dumps([self.variant, self.group, config, scheme, essence(self.settings), *begins], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
     @property

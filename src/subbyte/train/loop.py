@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,15 +67,17 @@ def train(
     time_limit: float | None = None,
     checkpoint_every: int | None = None,
     keep_epochs: Collection[int] = (),
+    weights: Path | None = None,
     download: bool = False,
     console: Console | None = None,
 ) -> Outcome:
     """Trains `config` in `run_dir` to the end, or until `time_limit` seconds, Ctrl-C or SIGTERM, and checkpoints.
 
     A checkpoint is written at each epoch's end, when the run pauses, and every `checkpoint_every` steps (None: after
-    five minutes); those after the epochs `keep_epochs` (from 1) stay as epoch-<n>. With `resume` the run in the folder
-    goes on from its last checkpoint, to the same final bits as an undisturbed run. Raises RunError, CheckpointError,
-    DivergedError, data.DataError or ValueError.
+    five minutes); those after the epochs `keep_epochs` (from 1) stay as epoch-<n>. A new run begins with the model of
+    the checkpoint `weights`, of any scheme (None: as it was built). With `resume` the run in the folder goes on from
+    its last checkpoint, to the same final bits as an undisturbed run. Raises RunError, CheckpointError, DivergedError,
+    data.DataError or ValueError.
     """
     if checkpoint_every is not None and checkpoint_every < 1:
         raise ValueError(f"checkpoint_every is {checkpoint_every}; it must be at least 1 step")
@@ -90,6 +93,8 @@ def train(
         expected = data.DatasetInfo.from_dict(folder.dataset_info()) if resume else None
         dataset = load_dataset(config, download=download, expected=expected)
         run = Run(config, folder, dataset, switch, console, checkpoint_every, keep_epochs)
+        if weights is not None:
+            load_model(run.model, Checkpoint.load(weights).model, weights)
         folder.path.mkdir(parents=True, exist_ok=True)
         with folder.locked():
             if resume:
