@@ -52,7 +52,7 @@ def int4_all() -> Scheme:
 
 
 def by_tokens(name: str, activation: TokenShiftQuant) -> Scheme:
-    """int4 with activations in groups of tokens in place of one scale: less than half of their squared error."""
+    """int4 with activations in groups of tokens in place of one scale."""
     int4 = Scheme.from_name("int4")
     return dataclasses.replace(int4, name=name, layer=dataclasses.replace(int4.layer, activation=activation))
 
