@@ -103,9 +103,8 @@ def int_relu(x: Tensor):
         return NotImplemented
     x = x.contiguous()
     y, mask = torch.empty_like(x), torch.empty(packed_bytes(x.numel(), 1), dtype=torch.uint8)
-    return (
-        (y, mask) if call("int_relu", _relu, x.data_ptr(), x.numel(), y.data_ptr(), mask.data_ptr()) else NotImplemented
-    )
+    done = call("int_relu", _relu, x.data_ptr(), x.numel(), y.data_ptr(), mask.data_ptr())
+    return (y, mask) if done else NotImplemented
 
 
 def int_relu_grad(g: Tensor, mask: Tensor) -> Tensor:

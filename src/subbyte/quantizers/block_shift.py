@@ -47,17 +47,18 @@ class BlockShiftQuant(Quantizer):
         return TokenShiftQuant(self.bits, self.signed, self.rounding, self.groups, self.clip)
 
     def _rows(self, x: Tensor) -> Tensor:
-        flat = x.detach().contiguous().flatten()
+        flat = x.contiguous().flatten()
         return pad(flat, (0, -flat.numel() % self.block)).view(-1, self.block)
 
     def represent(self, x: Tensor, stream: Tensor | None) -> QTensor:
         q = self._of_rows.represent(self._rows(x), stream)
         codes = q.codes.flatten()[: x.numel()].view(x.shape)
-        return QTensor(torch.empty_like(x, dtype=codes.dtype).copy_(codes), q.scale.view([1] * x.ndim), q.format)
+        if not x.is_contiguous():
+            codes = torch.empty_like(x, dtype=codes.dtype).copy_(codes)  # in x's memory order
+        return QTensor(codes, q.scale.view([1] * x.ndim), q.format)
 
     def groups_used(self, x: Tensor, q: QTensor) -> int:
-        rows = self._rows(x)
-        return self._of_rows.groups_used(rows, q)
+        return self._of_rows.groups_used(self._rows(x), q)
 
     def details(self) -> str:
         return f"{self.groups} groups of blocks of {self.block}" + ("" if self.clip == 1 else f", clip {self.clip:g}")
