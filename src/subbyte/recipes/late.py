@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from subbyte.quantizers import AbsMax, BlockShiftQuant, ShiftQuant, TokenShiftQuant
 from subbyte.scheme import RECIPES, NormScheme, Scheme
 from subbyte.study import Column, Run, Study, training
+
+from .resnet_cifar10 import TOKENS, changed
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,10 @@ EXPECTED = ()
 """None: each variant is reported whether or not it helps."""
 
 
-def changed(**roles: Any) -> Scheme:
-    """int4 with other roles in its middle layers."""
-    int4 = Scheme.from_name("int4")
-    return dataclasses.replace(int4, name="custom", layer=dataclasses.replace(int4.layer, **roles))
-
-
 def schemes() -> dict[str, Scheme]:
     """Variant -> scheme: the bounds, then what takes one thing out of 4 bits, then what may help."""
     int4 = Scheme.from_name("int4")
-    tokens, blocks = TokenShiftQuant(4, groups=2, clip=0.6), BlockShiftQuant(4)
+    blocks = BlockShiftQuant(4)
     g6 = TokenShiftQuant(6, groups=3, rounding="stochastic")
     return {
         "float": RECIPES["float"],
@@ -52,9 +47,9 @@ def schemes() -> dict[str, Scheme]:
         "g6": changed(gradient=g6),
         "norm-saved-8": dataclasses.replace(int4, name="custom", norm=NormScheme("l1", saved=8)),
         "tokens-a": changed(activation=TokenShiftQuant(4, groups=3)),
-        "tokens-a-clip": changed(activation=tokens),
+        "tokens-a-clip": changed(activation=TOKENS),
         "blocks-w": changed(weight=blocks),
-        "blocks-w, tokens-a-clip": changed(weight=blocks, activation=tokens),
+        "blocks-w, tokens-a-clip": changed(weight=blocks, activation=TOKENS),
         "whole-w": changed(weight=ShiftQuant(4, groups=5, axis=0)),
         "half-w": changed(weight=ShiftQuant(4, groups=5, axis=0, clip=0.5)),
         "samples-2": changed(gradient_samples=2),

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from subbyte.quantizers import TokenShiftQuant
+from subbyte.quantizers import BlockShiftQuant, TokenShiftQuant
 from subbyte.scheme import NormScheme, Scheme
 from subbyte.study import Column, Expected, Row, Run, Study, training
 from subbyte.study.expected import loss, mean, worst_loss
@@ -20,7 +21,7 @@ class Config:
 
     task: str = "cifar10"
     model: str = "resnet20"
-    schemes: tuple[str, ...] = ("float", "int4", "int6", "int4-all", "tokens-a", "tokens-a-clip")
+    schemes: tuple[str, ...] = ("float", "int4", "int6", "int4-all", "tokens-a", "tokens-a-clip", "blocks-w")
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 30
     batch_size: int = 128
@@ -51,16 +52,19 @@ def int4_all() -> Scheme:
     return dataclasses.replace(Scheme.from_name("int4"), name="int4-all", norm=four, first=None, last=None)
 
 
-def by_tokens(name: str, activation: TokenShiftQuant) -> Scheme:
-    """int4 with activations in groups of tokens in place of one scale."""
+def changed(name: str = "custom", **roles: Any) -> Scheme:
+    """int4 with other quantizers in its middle layers."""
     int4 = Scheme.from_name("int4")
-    return dataclasses.replace(int4, name=name, layer=dataclasses.replace(int4.layer, activation=activation))
+    return dataclasses.replace(int4, name=name, layer=dataclasses.replace(int4.layer, **roles))
 
+
+TOKENS = TokenShiftQuant(4, groups=2, clip=0.6)
 
 BUILT = {
     "int4-all": int4_all(),
-    "tokens-a": by_tokens("tokens-a", TokenShiftQuant(4, groups=3)),
-    "tokens-a-clip": by_tokens("tokens-a-clip", TokenShiftQuant(4, groups=2, clip=0.6)),
+    "tokens-a": changed("tokens-a", activation=TokenShiftQuant(4, groups=3)),
+    "tokens-a-clip": changed("tokens-a-clip", activation=TOKENS),
+    "blocks-w": changed("blocks-w", weight=BlockShiftQuant(4), activation=TOKENS),
 }
 """Variants that are no named recipe."""
 
@@ -90,7 +94,7 @@ STUDY = Study(
     notes=(
         "int4: weights, activations and gradients 4 bits, L1 norms in 8-bit codes (6 saved), first and last layer "
         "8 bits. int4-all: 4 bits everywhere. tokens-a: int4 with activations in 3 groups of tokens; tokens-a-clip: "
-        "in 2, whose range is 0.6 of the largest. "
+        "in 2, whose range is 0.6 of the largest; blocks-w: these, and weights in 3 groups of blocks of 8. "
         "Accuracy is that of the last epoch, not of the best."
     ),
 )
