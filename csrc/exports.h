@@ -68,8 +68,8 @@ SB_EXPORT const char* sb_pack_tokens(
     const sb::u8* codes, sb::i64 rows, sb::i64 channels, int bits, int top, sb::u8* packed, sb::u8* places,
     int threads);
 SB_EXPORT const char* sb_unpack_tokens(
-    const sb::u8* packed, const sb::u8* places, sb::i64 rows, sb::i64 channels, int bits, int with_sign, sb::u8* codes,
-    int threads);
+    const sb::u8* packed, const sb::u8* places, sb::i64 rows, sb::i64 channels, int bits, int with_sign, int top,
+    sb::u8* codes, int threads);
 SB_EXPORT const char* sb_pack_codes(const sb::u8* codes, sb::i64 n, int bits, sb::u8* packed, int threads);
 SB_EXPORT const char* sb_gemm(const void* call, int threads);
 SB_EXPORT const char* sb_relu_grad(

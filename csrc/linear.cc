@@ -1,5 +1,6 @@
 // sb_linear_forward and sb_linear_backward: a linear layer in one call each way (ops/linear.py): codes of its operands,
 // in memory that the next call uses again, and its products by sb_gemm.
+#include <algorithm>
 #include <vector>
 
 #include "exports.h"
@@ -16,37 +17,51 @@ GemmCall given(const void* call) { return *static_cast<const GemmCall*>(call); }
 template <class T>
 i64 address(const T* p) { return reinterpret_cast<i64>(p); }
 
+// codes: x's to nearest, with an exponent up to `top` for each `row` elements inside of them; gives their step.
+float tokens_of(
+    const float* x, i64 n, i64 row, float clip, int bits, bool with_sign, int high, int top, i8* codes, int threads) {
+    float range;
+    sb_amax(x, 1, 1, n, &range, threads);
+    range = clipped(range, clip);
+    sb_quantize_tokens(x, n / row, row, &range, nullptr, 1, n, 1, bits, with_sign, top, codes, threads);
+    return range / static_cast<float>(high) / power_of_two(static_cast<u8>(top));
+}
+
 }  // namespace
 }  // namespace sb
 
 // x, w: dense floats -> their codes, packed, and scales; and what `product` multiplies: x by w transposed. Exponents up to
-// x_top belong to x's rows (tokens; x_places as sb_pack_tokens gives them), up to w_top to w's outputs.
+// x_top belong to x's rows (tokens; x_places as sb_pack_tokens gives them), up to w_top to w's outputs or, with w_block,
+// to each w_block elements of w: then w_exponents are places as well.
 SB_EXPORT const char* sb_linear_forward(
     const float* x, sb::i64 x_n, float x_clip, int x_bits, int x_low, int x_high, int x_top, const float* w,
-    sb::i64 w_n, float w_clip, int w_bits, int w_low, int w_high, sb::i64 outputs, int w_top, const void* product,
-    sb::u8* x_packed, float* x_scale, sb::u8* x_places, sb::u8* w_packed, float* w_scale, sb::u8* w_shift,
-    int threads) {
+    sb::i64 w_n, float w_clip, int w_bits, int w_low, int w_high, sb::i64 outputs, int w_top, sb::i64 w_block,
+    const void* product,
+    sb::u8* x_packed, float* x_scale, sb::u8* x_places, sb::u8* w_packed, float* w_scale,
+    sb::u8* w_exponents, int threads) {
     using namespace sb;
     const Scratch x_codes(x_n), w_codes(w_n);
     const i64 inputs = w_n / outputs;
     u8 *qx = x_codes.as<u8>(), *qw = w_codes.as<u8>();
     if (x_top) {
-        float range;
-        sb_amax(x, 1, 1, x_n, &range, threads);
-        range = clipped(range, x_clip);
-        sb_quantize_tokens(
-            x, x_n / inputs, inputs, &range, nullptr, 1, x_n, 1, x_bits, x_low < 0, x_top, x_codes.as<i8>(), threads);
-        *x_scale = range / static_cast<float>(x_high) / power_of_two(static_cast<u8>(x_top));
+        *x_scale = tokens_of(x, x_n, inputs, x_clip, x_bits, x_low < 0, x_high, x_top, x_codes.as<i8>(), threads);
         sb_pack_tokens(qx, x_n / inputs, inputs, x_bits, x_top, x_packed, x_places, threads);
     } else {
         sb_absmax_codes(x, x_n, x_clip, nullptr, 1, x_n, 1, x_low, x_high, qx, x_scale, threads);
         sb_pack_codes(qx, x_n, x_bits, x_packed, threads);
     }
-    sb_shift_codes(
-        w, w_n, outputs, inputs, w_top, w_clip, nullptr, 1, w_n, 1, w_low, w_high, qw, w_scale, w_shift, threads);
     std::vector<float> steps(static_cast<size_t>(outputs));
-    for (size_t i = 0; i < steps.size(); ++i) steps[i] = *w_scale / power_of_two(w_shift[i]);
-    sb_pack_codes(qw, w_n, w_bits, w_packed, threads);
+    if (w_block) {
+        *w_scale = tokens_of(w, w_n, w_block, w_clip, w_bits, w_low < 0, w_high, w_top, w_codes.as<i8>(), threads);
+        std::fill(steps.begin(), steps.end(), *w_scale);
+        sb_pack_tokens(qw, w_n / w_block, w_block, w_bits, w_top, w_packed, w_exponents, threads);
+    } else {
+        sb_shift_codes(
+            w, w_n, outputs, inputs, w_top, w_clip, nullptr, 1, w_n, 1, w_low, w_high, qw, w_scale, w_exponents,
+            threads);
+        for (size_t i = 0; i < steps.size(); ++i) steps[i] = *w_scale / power_of_two(w_exponents[i]);
+        sb_pack_codes(qw, w_n, w_bits, w_packed, threads);
+    }
     GemmCall call = given(product);
     call.a.data = address(qx), call.b.data = address(qw);
     call.a_scale = address(x_scale), call.b_scale = address(steps.data());
@@ -54,12 +69,13 @@ SB_EXPORT const char* sb_linear_forward(
 }
 
 // g: (rows, outputs) dense floats -> grad_input = g w, grad_weight = g transposed by x, and ones by g; each product may
-// be null. Exponents up to `top` belong to rows (tokens) or to outputs; w's are in grad_input's call.
-// x_places: those of x's packed codes, which then are unpacked here; nullptr: grad_weight's call has x.
+// be null. Exponents up to `top` belong to rows (tokens) or to outputs; w's, up to w_top, are in grad_input's call.
+// x_places, w_places: of packed codes with exponents inside, which are unpacked here; nullptr: the call has the operand.
 SB_EXPORT const char* sb_linear_backward(
     const float* g, sb::i64 rows, sb::i64 outputs, int tokens, int top, float clip, const sb::i64* stream, int bits,
-    int w_top, const sb::u8* x_packed, const sb::u8* x_places, sb::i64 inputs, int x_bits, int x_signed,
-    const void* grad_input, const void* grad_weight, const void* grad_bias, int threads) {
+    sb::i64 inputs, const sb::u8* x_packed, const sb::u8* x_places, int x_bits, int x_signed, int x_top,
+    const sb::u8* w_packed, const sb::u8* w_places, int w_bits, int w_signed, int w_top, sb::i64 w_block, const void* grad_input,
+    const void* grad_weight, const void* grad_bias, int threads) {
     using namespace sb;
     const i64 n = rows * outputs;
     const Scratch codes(n);
@@ -81,9 +97,16 @@ SB_EXPORT const char* sb_linear_backward(
     }
     std::vector<float> steps(static_cast<size_t>(outputs), step);  // of each output
     for (size_t i = 0; i < steps.size(); ++i) steps[i] /= power_of_two(shift[i]);
-    const float least = step / power_of_two(static_cast<u8>(top + w_top)), one = 1.0f;
+    const float least = step / power_of_two(static_cast<u8>(top + (w_places ? 0 : w_top))), one = 1.0f;
     if (grad_input) {
         GemmCall call = given(grad_input);
+        const Scratch w_codes(w_places ? outputs * inputs : 0);
+        if (w_places) {
+            sb_unpack_tokens(
+                w_packed, w_places, outputs * inputs / w_block, w_block, w_bits, w_signed, w_top, w_codes.as<u8>(),
+                threads);
+            call.b.data = address(w_codes.as<u8>());
+        }
         call.a.data = address(q), call.a_scale = address(&least);
         if (top) call.a.shift = address(shift.data());
         kernel = sb_gemm(&call, threads);
@@ -92,7 +115,7 @@ SB_EXPORT const char* sb_linear_backward(
         GemmCall call = given(grad_weight);
         const Scratch x_codes(x_places ? rows * inputs : 0);
         if (x_places) {
-            sb_unpack_tokens(x_packed, x_places, rows, inputs, x_bits, x_signed, x_codes.as<u8>(), threads);
+            sb_unpack_tokens(x_packed, x_places, rows, inputs, x_bits, x_signed, x_top, x_codes.as<u8>(), threads);
             call.b.data = address(x_codes.as<u8>());
         }
         call.a.data = address(q), call.a_scale = address(steps.data());

@@ -87,15 +87,21 @@ u64 bits_of(const u8* codes, i64 n) {
     return any | any >> 8;
 }
 
-// Codes of whole tokens, shifted right as far as all codes of a token allow, `top` at most: places; packed in `bits`.
+// Bits of a token's places, as numerics.place_bits.
+int place_bits(int top) { return top < 4 ? 2 : 3; }
+
+// Codes of whole tokens, shifted right as far as all codes of a token allow, `top` at most: places; both packed.
+// shifted: memory for tokens * (channels + 1) bytes
 void pack_tile(
     const PackKernels& pack, const u8* codes, i64 tokens, i64 channels, int bits, int top, u8* shifted, u8* packed,
     u8* places) {
+    u8* by_token = shifted + tokens * channels;
     for (i64 t = 0; t < tokens; ++t, codes += channels, shifted += channels) {
         const int by = __builtin_ctz(static_cast<u32>(bits_of(codes, channels)) | 1u << top);
         shift_right(codes, channels, by, shifted);  // packing drops what lies above
-        places[t] = static_cast<u8>(by);
+        by_token[t] = static_cast<u8>(by);
     }
+    pack_run(pack, by_token, tokens, place_bits(top), places);
     pack_run(pack, shifted - tokens * channels, tokens * channels, bits, packed);
 }
 
@@ -111,34 +117,37 @@ void each_packed_tile(i64 rows, i64 channels, int workers, const Tile& tile) {
 }  // namespace
 }  // namespace sb
 
-// codes: rows * channels bytes -> packed, `bits` each, and places: rows of them, at most `top`
+// codes: rows * channels bytes -> packed, `bits` each, and places: of each row, at most `top`, place_bits each
 SB_EXPORT const char* sb_pack_tokens(
     const sb::u8* codes, sb::i64 rows, sb::i64 channels, int bits, int top, sb::u8* packed, sb::u8* places,
     int threads) {
     using namespace sb;
     const auto kernel = pack_tokens_op.best();
     const int workers = useful_threads(threads, rows * channels, kGrain);
-    PerWorker<u8> buffers(packed_tokens(channels) * channels, workers, 0);
+    PerWorker<u8> buffers(packed_tokens(channels) * (channels + 1), workers, 0);
     each_packed_tile(rows, channels, workers, [&](i64 first, i64 tokens, int w) {
         const i64 at = first * channels;
         pack_tile(
             *kernel.table, codes + at, tokens, channels, bits, top, buffers.of(w), packed + at / 8 * bits,
-            places + first);
+            places + first / 8 * place_bits(top));
     });
     return kernel.name;
 }
 
 // The inverse.
 SB_EXPORT const char* sb_unpack_tokens(
-    const sb::u8* packed, const sb::u8* places, sb::i64 rows, sb::i64 channels, int bits, int with_sign, sb::u8* codes,
-    int threads) {
+    const sb::u8* packed, const sb::u8* places, sb::i64 rows, sb::i64 channels, int bits, int with_sign, int top,
+    sb::u8* codes, int threads) {
     using namespace sb;
     const auto kernel = unpack_tokens_op.best();
     will_fill(codes, rows * channels);
-    each_packed_tile(rows, channels, useful_threads(threads, rows * channels, kGrain), [&](i64 first, i64 tokens, int) {
-        u8* to = codes + first * channels;
+    const int workers = useful_threads(threads, rows * channels, kGrain);
+    PerWorker<u8> buffers(packed_tokens(channels), workers, 0);
+    each_packed_tile(rows, channels, workers, [&](i64 first, i64 tokens, int w) {
+        u8 *to = codes + first * channels, *by = buffers.of(w);
         unpack_run(*kernel.table, packed + first * channels / 8 * bits, tokens * channels, bits, with_sign, to);
-        for (i64 t = first; t < first + tokens; ++t, to += channels) shift_left(to, channels, places[t]);
+        unpack_run(*kernel.table, places + first / 8 * place_bits(top), tokens, place_bits(top), false, by);
+        for (i64 t = 0; t < tokens; ++t, to += channels) shift_left(to, channels, by[t]);
     });
     return kernel.name;
 }
@@ -199,7 +208,7 @@ SB_EXPORT const char* sb_norm_relu_tokens(
         kernel.table->token_codes(z, tokens, channels, steps, nullptr, codes + begin);
         pack_tile(
             pack, reinterpret_cast<const u8*>(codes) + begin, tokens, channels, code_bits, top, k,
-            packed + begin / 8 * code_bits, places + first);
+            packed + begin / 8 * code_bits, places + first / 8 * place_bits(top));
     });
     return kernel.name;
 }

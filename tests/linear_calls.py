@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from chain_calls import _floats
-from subbyte.ops import packed_bytes
+from subbyte.numerics import place_bits
+from subbyte.ops import packed_bytes, registered
 
 FORMS = ((4, True), (8, True), (6, False), (8, False))
 """Bits and sign of x; w has as many bits."""
@@ -16,21 +17,29 @@ def linear_forward(big: int) -> list[tuple]:
     x, w, bias = _floats(7 * big, 19), _floats(5 * big, 19), _floats(5 * big)
     w = w * torch.exp2(-torch.arange(float(len(w))) / 3)[:, None]
     calls = [
-        (x, w, b, 0, clip, *form, top, 0.75, form[0], True)
+        (x, w, b, 0, clip, *form, top, 0, 0.75, form[0], True)
         for form in FORMS
         for b, clip, top in ((bias, 0.3, 0), (None, 1.0, 0), (bias, 1.0, 4))
     ]
     calls += [
-        (x, w, bias, x_top, clip, bits, signed, top, 0.75, bits, True)
-        for x_top, clip, bits, signed, top in ((2, 1.0, 4, False, 4), (4, 0.6, 4, True, 0), (1, 0.3, 6, True, 0))
+        (x, w, bias, x_top, clip, bits, signed, top, block, 0.75, bits, True)
+        for x_top, clip, bits, signed, top, block in (
+            (2, 1.0, 4, False, 4, 0),
+            (4, 0.6, 4, True, 0, 0),
+            (1, 0.3, 6, True, 0, 0),
+            (0, 0.5, 4, False, 2, 5),
+            (1, 0.6, 4, False, 2, 19),
+            (1, 1.0, 4, True, 4, 5),
+        )
     ]
-    one = (1.0, 4, True, 0, 1.0, 4, True)
+    one = (1.0, 4, True, 0, 0, 1.0, 4, True)
     return [
         *calls,
         (x * 0, w, bias, 0, *one),
         (x * 0, w, bias, 2, *one),
         (x[:1], w[:1], bias[:1], 0, *one),
-        (x, w * 0, bias, 0, 1.0, 4, True, 4, 1.0, 4, True),
+        (x, w * 0, bias, 0, 1.0, 4, True, 4, 0, 1.0, 4, True),
+        (x, w * 0, bias, 1, 0.6, 4, True, 2, 5, 1.0, 4, True),
     ]
 
 
@@ -41,6 +50,10 @@ def _bytes(numel: int, bits: int) -> Tensor:
     return (torch.arange(packed_bytes(numel, bits)) * 37 % 251).to(torch.uint8) & (0x77 if bits == 4 else 0xFF)
 
 
+def packed_places(places: Tensor, top: int) -> Tensor:
+    return registered["pack_codes"](places, place_bits(top))
+
+
 def linear_backward(big: int) -> list[tuple]:
     rows, outputs, inputs = 7 * big, 5 * big, 19
     g, stream = _floats(rows, outputs) * torch.exp2(-torch.arange(outputs) / 3), torch.tensor(-9)
@@ -49,16 +62,19 @@ def linear_backward(big: int) -> list[tuple]:
     for bits, signed in ((4, True), (8, True), (8, False)):
         x = (_bytes(rows * inputs, bits), scales[0], bits, signed)
         w = (_bytes(outputs * inputs, bits), scales[1], bits, True)
-        none, whole = (None, None, bits, True), (None, 0)
-        places = (torch.arange(rows) % 3).to(torch.uint8)[:, None], min(2, 8 - bits)
+        none, whole, one = (None, None, bits, True), (None, 0), (None, 0, 0)
+        top = min(2, 8 - bits)
+        places = packed_places((torch.arange(rows) % (top + 1)).to(torch.uint8), top), top
+        of_blocks = packed_places((torch.arange(outputs) % (top + 1)).to(torch.uint8), top), top, inputs
         forms = ((stream, False, 8, 0.5), (None, False, 3, 1.0), (stream, False, 0, 0.3))
         tokens = ((stream, True, 8 - bits, 1.0), (None, True, (8 - bits) // 2, 0.4))
-        e = (torch.arange(outputs) * 5 % 4).to(torch.uint8)[:, None], 3
-        for shift in ((None, 0), e):
+        e = (torch.arange(outputs) * 5 % 4).to(torch.uint8)[:, None], 3, 0
+        for shift in (one, e):
             calls += [(g, *form, bits, inputs, True, *x, *whole, *w, *shift) for form in (*forms, *tokens)]
         if bits < 8:
-            calls += [(g, *form, bits, inputs, True, *x, *places, *w, *whole) for form in (*forms, *tokens)]
-        calls += [(g, *forms[0], bits, inputs, False, *a, *whole, *b, *whole) for a, b in ((x, none), (none, w))]
+            calls += [(g, *form, bits, inputs, True, *x, *places, *w, *one) for form in (*forms, *tokens)]
+            calls += [(g, *form, bits, inputs, True, *x, *whole, *w, *of_blocks) for form in (*forms, *tokens)]
+        calls += [(g, *forms[0], bits, inputs, False, *a, *whole, *b, *one) for a, b in ((x, none), (none, w))]
     return calls
 
 

@@ -1,6 +1,7 @@
 """BlockShiftQuant: codes by the definition, one scale, any layout, integer products, errors."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch.nn import functional as F
 
 import subbyte as sb
 from subbyte import ops
-from subbyte.numerics import draw_stream
+from subbyte.numerics import IntFormat, draw_stream
+from subbyte.qtensor import QTensor
 from test_fusion import Block, Net, assert_same, images, pair
 
 
@@ -84,6 +86,8 @@ def test_every_product_is_one_of_integers():
     )
     x, y = torch.randn(16, 3, 8, 8), torch.randint(5, (16,))
     model(x)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)  # one in three blocks has an exponent
     sb.quantize_(model, scheme())
     report = sb.report(model, x, y, F.cross_entropy)
     assert report.integer_share == 1.0
@@ -94,6 +98,30 @@ def test_every_product_is_one_of_integers():
 def test_fused_chains_give_the_same_bits():
     x = images(2, 3, 6, 6)
     assert_same(*pair(Net(Block(8)), scheme(), x), x)
+
+
+def test_packed_are_the_bits_of_a_code_and_two_a_block():
+    quantizer = sb.BlockShiftQuant(4)
+    w = torch.randn(6, 4, 3, 3) * torch.exp2(-torch.arange(6.0))[:, None, None, None]
+    q = quantizer(w)
+    packed = ops.pack(q)
+    assert packed.nbytes == w.numel() // 2 + math.ceil(w.numel() / 8 * 2 / 8) + 4
+    back = ops.unpack(packed)
+    assert torch.equal(back.codes, q.codes)
+    assert (back.token_top, back.block, back.format) == (q.token_top, q.block, q.format) == (2, 8, IntFormat(6))
+    for other in (w[:, :, 0, :2].contiguous()[:5, :3], w.contiguous(memory_format=torch.channels_last), w[0, 0]):
+        q = quantizer(other)
+        assert q.block == 0
+        packed = ops.pack(q)
+        assert packed.packed.numel() == math.ceil(other.numel() * 6 / 8)
+        assert torch.equal(ops.unpack(packed).codes, q.codes)
+
+
+def test_blocks_of_a_qtensor_fit():
+    codes = torch.zeros(3, 8, dtype=torch.int8)
+    for wrong in (dict(block=8), dict(block=5, token_top=2)):
+        with pytest.raises(ValueError, match="blocks of"):
+            QTensor(codes, torch.ones(1, 1), IntFormat(6), **wrong)
 
 
 def test_json_and_names():

@@ -46,7 +46,7 @@ def unpack_tokens(big: int) -> list[tuple]:
     for codes, bits, signed, top in by_token(big):
         with ops.use_backend("reference"):
             packed, places = registered["pack_tokens"](codes, bits, top)
-        calls.append((packed, places, list(codes.shape), list(codes.stride()), bits, signed))
+        calls.append((packed, places, list(codes.shape), list(codes.stride()), bits, signed, top))
     return calls
 
 

@@ -15,33 +15,39 @@ from .numerics import IntFormat
 from .ops.matmul import check_bias
 from .products import MatmulProducts, Products
 from .qtensor import PackedQTensor
-from .quantizers import AbsMax, Quantizer, ShiftQuant, TokenShiftQuant
+from .quantizers import AbsMax, BlockShiftQuant, Quantizer, ShiftQuant, TokenShiftQuant
 from .scheme import LayerScheme
 
 
 def forward(x: Tensor, w: Any, bias: Tensor | None, products: Products, scheme: LayerScheme):
     """(y, x packed, w packed) of x (B, I), w (O, I); None where the layer is not one for ops.linear_forward."""
     qx, qw = scheme.activation, scheme.weight
-    w_top = _largest_exponent(qw, 0)
-    if type(qx) not in (AbsMax, TokenShiftQuant) or not isinstance(qw, AbsMax | ShiftQuant) or w_top is None:
+    w_top, w_block = _largest_exponent(qw, 0), 0
+    if isinstance(qw, BlockShiftQuant) and isinstance(w, Tensor) and qw.packs(w):
+        w_top, w_block = qw.top, qw.block
+    if type(qx) not in (AbsMax, TokenShiftQuant) or qw is None or w_top is None:
         return None
     assert isinstance(qx, AbsMax | TokenShiftQuant)
+    assert isinstance(qw, AbsMax | ShiftQuant | BlockShiftQuant)
     if qx.stochastic or qw.stochastic or type(products) is not MatmulProducts or not ops.covered("linear_forward"):
         return None
     if not isinstance(w, Tensor) or not _takes(x) or not _takes(w) or x.shape[1] != w.shape[1]:
         return None
     check_bias(bias, len(w))
     x_top = qx.top if isinstance(qx, TokenShiftQuant) else 0
-    y, px, sx, places, pw, sw, shift = ops.linear_forward(
-        x.detach(), w.detach(), bias, x_top, qx.clip, qx.bits, qx.signed, w_top, qw.clip, qw.bits, qw.signed
+    y, px, sx, places, pw, sw, e = ops.linear_forward(
+        *(x.detach(), w.detach(), bias, x_top, qx.clip, qx.bits, qx.signed),
+        *(w_top, w_block, qw.clip, qw.bits, qw.signed),
     )
     ops.note("output", "integer")
-    exponents = (shift, w_top) if isinstance(qw, ShiftQuant) else ()
-    tokens: dict[str, Any] = dict(places=places, token_top=x_top) if x_top else {}
+    of_x: dict[str, Any] = dict(places=places, token_top=x_top) if x_top else {}
+    of_w: dict[str, Any] = dict(shift=e, max_shift=w_top) if isinstance(qw, ShiftQuant) else {}
+    if w_block:
+        of_w = dict(places=e, token_top=w_top, block=w_block)
     return (
         y,
-        PackedQTensor(px, x.shape, (x.shape[1], 1), sx, IntFormat(qx.bits + x_top, qx.signed), **tokens),
-        PackedQTensor(pw, w.shape, (w.shape[1], 1), sw, qw.format, *exponents),
+        PackedQTensor(px, x.shape, (x.shape[1], 1), sx, IntFormat(qx.bits + x_top, qx.signed), **of_x),
+        PackedQTensor(pw, w.shape, (w.shape[1], 1), sw, IntFormat(qw.bits + (w_block and w_top), qw.signed), **of_w),
     )
 
 
@@ -61,11 +67,12 @@ def backward(g: Tensor, x: Any, w: Any, sums: bool, products: Products, scheme: 
         return None
     if not _saved(x, False) or not _saved(w, True):
         return None
-    clip, shift = getattr(q, "clip", 1.0), (None, 0) if w is None else (w.shift, w.max_shift)
-    places = (None, 0) if x is None else (x.places, x.token_top)
+    clip = getattr(q, "clip", 1.0)
+    of_x = (None, 0) if x is None else (x.places, x.token_top)
+    of_w = (None, 0, 0) if w is None else (w.places, w.token_top, w.block) if w.block else (w.shift, w.max_shift, 0)
     inputs = (w if x is None else x).shape[1]
     found = ops.linear_backward(
-        g, stream(), tokens, top, clip, q.bits, inputs, sums, *_operand(x), *places, *_operand(w), *shift
+        g, stream(), tokens, top, clip, q.bits, inputs, sums, *_operand(x), *of_x, *_operand(w), *of_w
     )
     for name, operand in (("grad_input", w), ("grad_weight", x)):
         if operand is not None:
@@ -85,10 +92,12 @@ def _takes(t: Tensor) -> bool:
 
 
 def _saved(p: Any, by_row: bool) -> bool:
-    """Is it None, or packed row-major with one scale? by_row: rows may have a shift each."""
+    """Is it None, or packed row-major with one scale? by_row: rows may have a shift each, or blocks exponents."""
     if p is None:
         return True
     if not isinstance(p, PackedQTensor) or p.stride != (p.shape[1], 1) or p.scale.numel() != 1:
+        return False
+    if p.places is not None and by_row != (p.block > 0):
         return False
     return p.shift is None or (by_row and p.shift.shape == (p.shape[0], 1))
 

@@ -226,6 +226,7 @@ class Saver:
                 p.format,
                 p.max_shift,
                 p.token_top,
+                p.block,
             )
         if isinstance(value, Emulated):
             return "emulated", self._add(value.values), value.format
@@ -263,6 +264,6 @@ class Restorer:
             return self.tensors[rest[0]]
         if kind == "emulated":
             return Emulated(self.tensors[rest[0]], rest[1])
-        packed, scale, shift, places, shape, stride, fmt, max_shift, token_top = rest
+        packed, scale, shift, places, shape, stride, fmt, max_shift, *inside = rest
         e, s = (None if i is None else self.tensors[i] for i in (shift, places))
-        return PackedQTensor(self.tensors[packed], shape, stride, self.tensors[scale], fmt, e, max_shift, s, token_top)
+        return PackedQTensor(self.tensors[packed], shape, stride, self.tensors[scale], fmt, e, max_shift, s, *inside)

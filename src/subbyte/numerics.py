@@ -112,6 +112,11 @@ def without_common_places(codes: Tensor, top: int) -> tuple[Tensor, Tensor]:
     return torch.empty_like(codes).copy_(codes >> places.to(codes.dtype)), places
 
 
+def place_bits(top: int) -> int:
+    """Bits that a number of places, 0..top, is packed in."""
+    return max(top.bit_length(), 2)
+
+
 def largest_exponents(r_k: Tensor, r: Tensor, top: int) -> Tensor:
     """e(k), int32: the largest of 0..top with r_k <= r 2^-e and r 2^-e >= RANGE_FLOOR. Exact comparisons, no logarithm.
 

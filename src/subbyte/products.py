@@ -134,7 +134,7 @@ class PairProducts(Products):
 
 def _unsqueezed(q: QTensor, axis: int) -> QTensor:
     shift = None if q.shift is None else q.shift.unsqueeze(axis)
-    return replace(q, codes=q.codes.unsqueeze(axis), scale=q.scale.unsqueeze(axis), shift=shift, token_top=0)
+    return replace(q, codes=q.codes.unsqueeze(axis), scale=q.scale.unsqueeze(axis), shift=shift, token_top=0, block=0)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class QTensor(Scaled):
     max_shift  the largest exponent that the quantizer may choose: fixed by its settings, never by the data
     token_top  the same of exponents inside the codes, one for each token (an index of all axes but 1): a token's codes
                are c 2^(token_top - e), and pack keeps c and e
+    block  > 0: a token is that many elements, one behind the other; codes are contiguous then, and a number of blocks
 
     >>> q = QTensor(torch.tensor([[1, -7], [3, 0]], dtype=torch.int8), torch.tensor([[0.5]]), IntFormat(4))
     >>> q.dequantize().tolist()
@@ -62,6 +63,7 @@ class QTensor(Scaled):
     shift: Tensor | None = None
     max_shift: int = 0
     token_top: int = 0
+    block: int = 0
 
     def __post_init__(self) -> None:
         c, s = self.codes, self.scale
@@ -73,6 +75,11 @@ class QTensor(Scaled):
             )
         if not 0 <= self.token_top < self.format.bits or (self.token_top and self.shift is not None):
             raise ValueError(f"token_top must be 0..{self.format.bits - 1}, and 0 beside a shift, not {self.token_top}")
+        if self.block and (not self.token_top or not c.is_contiguous() or c.numel() % self.block):
+            raise ValueError(
+                f"blocks of {self.block} need a token_top, and contiguous codes that are a number of them: not "
+                f"{self.token_top}, {tuple(c.shape)} with strides {c.stride()}"
+            )
         if not 0 <= self.max_shift <= MAX_EXPONENT:
             raise ValueError(f"max_shift must be 0..{MAX_EXPONENT}, not {self.max_shift}")
         if self.shift is None:
@@ -99,7 +106,7 @@ class QTensor(Scaled):
     def T(self) -> QTensor:
         """The transposed matrix (last two axes), as views."""
         shift = None if self.shift is None else self.shift.mT
-        return replace(self, codes=self.codes.mT, scale=self.scale.mT, shift=shift, token_top=0)
+        return replace(self, codes=self.codes.mT, scale=self.scale.mT, shift=shift, token_top=0, block=0)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """codes * (scale * 2^-shift), computed in float32 (float64 when asked for) and returned as dtype."""
@@ -142,7 +149,7 @@ class PackedQTensor(Scaled):
     """A QTensor at rest: its codes packed densely in memory order, ceil(numel * bits / 8) bytes. Made by ops.pack.
 
     places  of codes with exponents for tokens inside (token_top > 0): how far each token's were shifted right, so that
-            bits - token_top are left
+            bits - token_top are left; packed as ops.pack_tokens does. block: QTensor's
     """
 
     packed: Tensor
@@ -154,6 +161,7 @@ class PackedQTensor(Scaled):
     max_shift: int = 0
     places: Tensor | None = None
     token_top: int = 0
+    block: int = 0
 
     @property
     def nbytes(self) -> int:

@@ -7,32 +7,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..numerics import IntFormat, packed_bytes
+from ..numerics import IntFormat, packed_bytes, place_bits
 from ._cpu_call import call, dense_float32
 from ._cpu_products import _GEMM_CALL, _NO_LEADING, _address, _sum_is
 from ._native import FLOAT, INT, INT64, POINTER, function
 
 _QUANTIZED = (POINTER, INT64, FLOAT, INT, INT, INT)  # values, how many, clip, bits, qmin, qmax
-_forward = function("sb_linear_forward", *_QUANTIZED, INT, *_QUANTIZED, INT64, INT, *(POINTER,) * 7, INT)
+_forward = function("sb_linear_forward", *_QUANTIZED, INT, *_QUANTIZED, INT64, INT, INT64, *(POINTER,) * 7, INT)
 _GRADIENT = (POINTER, INT64, INT64, INT, INT, FLOAT, POINTER, INT)  # g, its sizes, how it is quantized
-_TOKENS = (POINTER, POINTER, INT64, INT, INT)  # packed, places, how many inputs, bits, sign
-_backward = function("sb_linear_backward", *_GRADIENT, INT, *_TOKENS, *(POINTER,) * 3, INT)
+_INSIDE = (POINTER, POINTER, INT, INT, INT)  # packed, places, bits, sign, the largest exponent
+_backward = function("sb_linear_backward", *_GRADIENT, INT64, *_INSIDE * 2, INT64, *(POINTER,) * 3, INT)
 
 _Form = tuple[int, bool, int]
 """Of codes: bits, signed, max_shift."""
 
 
-def linear_forward(x, w, bias, x_top, x_clip: float, x_bits, x_signed, w_top, w_clip: float, w_bits, w_signed):
+def linear_forward(x, w, bias, x_top, x_clip: float, x_bits, x_signed, w_top, w_block, w_clip: float, w_bits, w_signed):
     x32, w32 = _row_major(x), _row_major(w)
     if x32 is None or w32 is None or x.shape[1] != w.shape[1] or not _numbers(bias, len(w)):
+        return NotImplemented
+    if w_block and w.numel() % w_block:
         return NotImplemented
     (rows, inputs), outputs = x.shape, len(w)
     bias = None if bias is None else bias.to(torch.float32).contiguous()
     y, sx, sw = torch.empty(rows, outputs), torch.empty(1, 1), torch.empty(1, 1)
-    shift = torch.empty(outputs, 1, dtype=torch.uint8)
-    places = torch.empty(rows if x_top else 0, 1, dtype=torch.uint8)
     px, pw = (torch.empty(packed_bytes(t.numel(), b), dtype=torch.uint8) for t, b in ((x, x_bits), (w, w_bits)))
-    left, right = (0, inputs, 1, (x_bits + x_top, x_signed, 0)), (0, inputs, 1, (w_bits, w_signed, 0))
+    places = torch.empty(packed_bytes(rows, place_bits(x_top)) if x_top else 0, dtype=torch.uint8)
+    exponents, w_wide = torch.empty(outputs, 1, dtype=torch.uint8), w_bits
+    if w_block:
+        exponents = torch.empty(packed_bytes(w.numel() // w_block, place_bits(w_top)), dtype=torch.uint8)
+        w_wide += w_top
+    left, right = (0, inputs, 1, (x_bits + x_top, x_signed, 0)), (0, inputs, 1, (w_wide, w_signed, 0))
     product = _product(left, right, False, (rows, outputs, inputs), y, (0, 0, bias), 1)
     if product is None:
         return NotImplemented
@@ -40,9 +45,9 @@ def linear_forward(x, w, bias, x_top, x_clip: float, x_bits, x_signed, w_top, w_
     for t, clip, bits, signed in ((x32, x_clip, x_bits, x_signed), (w32, w_clip, w_bits, w_signed)):
         fmt = IntFormat(bits, signed)
         found += [t.data_ptr(), t.numel(), clip, bits, fmt.qmin, fmt.qmax]
-    out = (px, sx, places, pw, sw, shift)
+    out = (px, sx, places, pw, sw, exponents)
     found.insert(len(found) // 2, x_top)
-    done = call("linear_forward", _forward, *found, outputs, w_top, product, *(t.data_ptr() for t in out))
+    done = call("linear_forward", _forward, *found, outputs, w_top, w_block, product, *(t.data_ptr() for t in out))
     return (y, *out) if done else NotImplemented
 
 
@@ -65,15 +70,19 @@ def linear_backward(
     w_scale,
     w_bits,
     w_signed: bool,
-    w_shift,
+    w_e,
     w_top,
+    w_block,
 ):
     g32 = _row_major(g)
     if g32 is None or not _bytes(x, x_bits, inputs * len(g)) or not _bytes(w, w_bits, inputs * g.shape[1]):
         return NotImplemented
-    if w_shift is not None and w_shift.shape != (g.shape[1], 1):
+    if w_e is not None and not w_block and w_e.shape != (g.shape[1], 1):
         return NotImplemented
-    if x_places is not None and not _bytes(x_places, 8, len(g)):
+    blocks, ragged = divmod(inputs * g.shape[1], w_block) if w_block else (0, 0)
+    if ragged or (w_block and not _bytes(w_e, place_bits(w_top), blocks)):
+        return NotImplemented
+    if x_places is not None and not _bytes(x_places, place_bits(x_top), len(g)):
         return NotImplemented
     if any(t is not None and (not t.is_cpu or t.shape != (1, 1)) for t in (x_scale, w_scale)):
         return NotImplemented
@@ -82,12 +91,12 @@ def linear_backward(
     products: list[Any] = [None, None, None]
     if w is not None:
         grads[0], form = torch.empty(rows, inputs), of_g if tokens else (bits, True, top)
-        exponents = None if w_shift is None else w_shift.contiguous()
-        right = (w.data_ptr(), 1, inputs, (w_bits, w_signed, w_top))
+        exponents = None if w_e is None or w_block else w_e.contiguous()
+        w_form = (w_bits + w_top, w_signed, 0) if w_block else (w_bits, w_signed, w_top)
+        right = (w.data_ptr(), 1, inputs, w_form)
         scales = (0, w_scale.data_ptr(), None)
-        products[0] = _product(
-            (0, outputs, 1, form), right, w_bits < 8, (rows, inputs, outputs), grads[0], scales, 0, exponents
-        )
+        left, size = (0, outputs, 1, form), (rows, inputs, outputs)
+        products[0] = _product(left, right, w_bits < 8 and not w_block, size, grads[0], scales, 0, exponents)
     if x is not None:
         grads[1] = torch.empty(outputs, inputs)
         right = (x.data_ptr(), 1, inputs, (x_bits + x_top, x_signed, 0))
@@ -101,8 +110,10 @@ def linear_backward(
         return NotImplemented
     address = None if stream is None else stream.data_ptr()
     of_x = (None, None) if x is None or x_places is None else (x.data_ptr(), x_places.data_ptr())
-    arguments = (g32.data_ptr(), rows, outputs, tokens, top, clip, address, bits, w_top)
-    done = call("linear_backward", _backward, *arguments, *of_x, inputs, x_bits, x_signed, *products)
+    of_w = (w.data_ptr(), w_e.data_ptr()) if w_block else (None, None)
+    arguments = (g32.data_ptr(), rows, outputs, tokens, top, clip, address, bits, inputs)
+    forms = (*of_x, x_bits, x_signed, x_top, *of_w, w_bits, w_signed, w_top, w_block)
+    done = call("linear_backward", _backward, *arguments, *forms, *products)
     return tuple(grads) if done else NotImplemented
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..numerics import IntFormat, packed_bytes, without_common_places
+from ..numerics import IntFormat, packed_bytes, place_bits, without_common_places
 from ..qtensor import is_dense
 from ._cpu_call import call, dense_float32, ran, transposition
 from ._cpu_chain import NORM, norm_gradient, norm_operands, norm_relu, pointers
@@ -18,7 +18,7 @@ _VALUES = (POINTER, INT64)
 
 _quantize = function("sb_quantize_tokens", POINTER, INT64, INT64, POINTER, *_ROUNDING[:-1], INT, INT, POINTER, INT)
 _pack = function("sb_pack_tokens", POINTER, INT64, INT64, INT, INT, POINTER, POINTER, INT)
-_unpack = function("sb_unpack_tokens", POINTER, POINTER, INT64, INT64, INT, INT, POINTER, INT)
+_unpack = function("sb_unpack_tokens", POINTER, POINTER, INT64, INT64, INT, INT, INT, POINTER, INT)
 _norm_relu = function("sb_norm_relu_tokens", POINTER, INT64, INT64, *NORM, POINTER, INT, INT, INT, *(POINTER,) * 5, INT)
 _grad = function(
     "sb_norm_grad_tokens", POINTER, INT64, INT64, POINTER, INT, *_VALUES * 5, POINTER, *_ROUNDING, POINTER, INT
@@ -51,26 +51,32 @@ def pack_tokens(codes: Tensor, bits: int, top: int):
         small, places = without_common_places(codes, top)
         packed = pack_codes(small.as_strided((small.numel(),), (1,)), bits)
         ran["pack_tokens"] = ran.get("pack_codes", "")
-        return packed if packed is NotImplemented else (packed, places)
+        return packed if packed is NotImplemented else (packed, pack_codes(places.flatten(), place_bits(top)))
     packed = torch.empty(packed_bytes(codes.numel(), bits), dtype=torch.uint8)
-    places = torch.empty([1 if i == 1 else n for i, n in enumerate(codes.shape)], dtype=torch.uint8)
+    places = _places(rows[0], top)
     arguments = (codes.data_ptr(), *rows, bits, top, packed.data_ptr(), places.data_ptr())
     return (packed, places) if call("pack_tokens", _pack, *arguments) else NotImplemented
 
 
-def unpack_tokens(packed: Tensor, places: Tensor, size, stride, bits: int, signed: bool):
+def unpack_tokens(packed: Tensor, places: Tensor, size, stride, bits: int, signed: bool, top: int):
     codes = torch.empty_strided(size, stride, dtype=IntFormat(bits, signed).dtype)
     tokens = codes.numel() // max(codes.shape[1], 1)
-    if not _are_bytes(packed, packed_bytes(codes.numel(), bits)) or not _are_bytes(places, tokens):
+    if not _are_bytes(packed, packed_bytes(codes.numel(), bits)) or not _are_bytes(
+        places, packed_bytes(tokens, place_bits(top))
+    ):
         return NotImplemented
     rows = _rows_of_bytes(codes)
     if rows is None:
-        small = unpack_codes(packed, codes.numel(), bits, signed)
+        small, by = (
+            unpack_codes(packed, codes.numel(), bits, signed),
+            unpack_codes(places, tokens, place_bits(top), False),
+        )
         ran["unpack_tokens"] = ran.get("unpack_codes", "")
         if small is NotImplemented or not is_dense(codes):
             return NotImplemented
-        return codes.copy_(small.as_strided(codes.shape, codes.stride()) << places.to(codes.dtype))
-    arguments = (packed.data_ptr(), places.data_ptr(), *rows, bits, signed, codes.data_ptr())
+        by = by.view([1 if i == 1 else n for i, n in enumerate(codes.shape)])
+        return codes.copy_(small.as_strided(codes.shape, codes.stride()) << by.to(codes.dtype))
+    arguments = (packed.data_ptr(), places.data_ptr(), *rows, bits, signed, top, codes.data_ptr())
     return codes if call("unpack_tokens", _unpack, *arguments) else NotImplemented
 
 
@@ -92,7 +98,7 @@ def norm_relu_tokens(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits
     packed, saved, mask = (
         torch.empty(packed_bytes(q.numel(), b), dtype=torch.uint8) for b in (next_bits, saved_bits, 1)
     )
-    places = torch.empty([1 if i == 1 else size for i, size in enumerate(q.shape)], dtype=torch.uint8)
+    places = _places(rows[0], top)
     arguments = (q.data_ptr(), *rows, *pointers(norm), n, bits, saved_bits, r.data_ptr(), next_bits, next_signed, top)
     outputs = (codes, packed, places, saved, mask)
     done = call("norm_relu_tokens", _norm_relu, *arguments, *(t.data_ptr() for t in outputs))
@@ -115,6 +121,10 @@ def norm_grad_tokens(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, stream, bit
     arguments = (q_g.data_ptr(), q_g.numel() // channels, channels, saved.data_ptr(), saved_bits, *pointers(found[1]))
     done = call("norm_grad_tokens", _grad, *arguments, r.data_ptr(), *rounding, codes.data_ptr())
     return codes if done else NotImplemented
+
+
+def _places(tokens: int, top: int) -> Tensor:
+    return torch.empty(packed_bytes(tokens, place_bits(top)), dtype=torch.uint8)
 
 
 def _by_rows(x: Tensor) -> bool:

@@ -21,6 +21,7 @@ from ..numerics import IntFormat, packed_bytes
 from ..qtensor import is_dense
 from .dispatch import op, registered
 from .quantize import WHOLE
+from .tokens import places_bytes
 
 MASK_BITS = 1
 
@@ -137,7 +138,7 @@ def _norm_relu_tokens_fake(q, total, factor, n, bits, q_gamma, scale, beta, save
     codes, packed, saved, mask = _norm_relu_codes_fake(
         q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, r, next_bits, next_signed
     )
-    places = q.new_empty([1 if i == 1 else n for i, n in enumerate(q.shape)], dtype=torch.uint8)
+    places = q.new_empty(places_bytes(q.shape, top), dtype=torch.uint8)
     return codes, packed, places, saved, mask
 
 

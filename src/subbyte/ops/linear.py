@@ -7,52 +7,70 @@ again. Each equals, bit for bit, the ops that its body names. All matrices are r
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from .. import numerics
 from ..numerics import IntFormat, packed_bytes
 from .dispatch import op, registered
 from .quantize import WHOLE
+from .tokens import places_bytes
 
 
-def _forward_fake(x, w, bias, x_top, x_clip, x_bits, x_signed, w_top, w_clip, w_bits, w_signed):
+def _forward_fake(x, w, bias, x_top, x_clip, x_bits, x_signed, w_top, w_block, w_clip, w_bits, w_signed):
     saved = []
-    for t, bits, exponents in ((x, x_bits, x.shape[0] if x_top else 0), (w, w_bits, w.shape[0])):
+    of_x = x.new_empty(places_bytes(x.shape, x_top) if x_top else 0, dtype=torch.uint8)
+    of_w = w.new_empty(w.shape[0], 1, dtype=torch.uint8)
+    if w_block:
+        of_w = w.new_empty(places_bytes([w.numel() // w_block], w_top), dtype=torch.uint8)
+    for t, bits, exponents in ((x, x_bits, of_x), (w, w_bits, of_w)):
         saved += [
             t.new_empty(packed_bytes(t.numel(), bits), dtype=torch.uint8),
             x.new_empty(1, 1, dtype=torch.float32),
-            t.new_empty(exponents, 1, dtype=torch.uint8),
+            exponents,
         ]
     return x.new_empty(x.shape[0], w.shape[0], dtype=torch.float32), *saved
 
 
 @op(
-    "(Tensor x, Tensor w, Tensor? bias, int x_top, float x_clip, int x_bits, bool x_signed, int w_top, float w_clip, "
-    "int w_bits, bool w_signed) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor x, Tensor w, Tensor? bias, int x_top, float x_clip, int x_bits, bool x_signed, int w_top, int w_block, "
+    "float w_clip, int w_bits, bool w_signed) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward_fake,
 )
 def linear_forward(
-    x, w, bias, x_top: int, x_clip: float, x_bits: int, x_signed: bool, w_top: int, w_clip, w_bits, w_signed
+    x, w, bias, x_top: int, x_clip: float, x_bits: int, x_signed: bool, w_top: int, w_block, w_clip, w_bits, w_signed
 ):
-    """(y, then of x and of w: packed codes, their scale, exponents of the rows): y = x w^T + bias, float32 (B, O).
+    """(y, then of x and of w: packed codes, their scale, exponents): y = x w^T + bias, float32 (B, O).
 
-    x_top  the largest exponent of a row of x (places are pack_tokens's); 0: one range, no places
+    x_top  the largest exponent of a row of x (its places, by pack_tokens); 0: one range, no places
     w_top  the largest exponent of an output of w; 0: one range for all of w
-    = absmax_codes of x and pack_codes, or quantize_tokens and pack_tokens; shift_codes of w along its outputs,
-      pack_codes; both to nearest; scaled_matmul
+    w_block  > 0: exponents belong to each w_block elements of w, row-major, which must be a number of them, and are
+             inside of the codes; in place of them there are places, by pack_tokens
+    = absmax_codes of x and pack_codes, or quantize_tokens and pack_tokens; shift_codes of w along its outputs or
+      quantize_tokens of its blocks, and packed alike; both to nearest; scaled_matmul
     """
     if x_top:
-        r, form = numerics.clipped(registered["amax"](x, WHOLE), x_clip), IntFormat(x_bits, x_signed)
-        qx = registered["quantize_tokens"](x, r, None, x_bits, x_signed, x_top)
-        sx = numerics.step(r, form) * 2.0**-x_top
+        qx, sx = _tokens(x, None, x_clip, x_bits, x_signed, x_top)
         px, places = registered["pack_tokens"](qx, x_bits, x_top)
     else:
         qx, sx = registered["absmax_codes"](x, x_clip, None, x_bits, x_signed)
-        px, places = registered["pack_codes"](qx.flatten(), x_bits), x.new_empty(0, 1, dtype=torch.uint8)
-    qw, sw, shift = registered["shift_codes"](w, 0, w_top, w_clip, None, w_bits, w_signed)
-    steps = (sw * numerics.power_of_two(-shift.to(torch.int32))).T
+        px, places = registered["pack_codes"](qx.flatten(), x_bits), x.new_empty(0, dtype=torch.uint8)
+    if w_block:
+        qw, sw = _tokens(w.reshape(-1, w_block), None, w_clip, w_bits, w_signed, w_top)
+        pw, e = registered["pack_tokens"](qw, w_bits, w_top)
+        qw, w_bits, steps = qw.view(w.shape), w_bits + w_top, sw.expand(1, len(w))
+    else:
+        qw, sw, e = registered["shift_codes"](w, 0, w_top, w_clip, None, w_bits, w_signed)
+        pw, steps = registered["pack_codes"](qw.flatten(), w_bits), (sw * numerics.power_of_two(-e.to(torch.int32))).T
     left, right = (qx, None, x_bits + x_top, x_signed, 0), (qw.T, None, w_bits, w_signed, 0)
     y = registered["scaled_matmul"](*left, *right, sx, steps, bias)
-    return y, px, sx, places, registered["pack_codes"](qw.flatten(), w_bits), sw, shift
+    return y, px, sx, places, pw, sw, e
+
+
+def _tokens(x: Tensor, stream: Tensor | None, clip: float, bits: int, signed: bool, top: int) -> tuple[Tensor, Tensor]:
+    """(codes of x with an exponent for each row inside of them, their step)."""
+    r = numerics.clipped(registered["amax"](x, WHOLE), clip)
+    codes = registered["quantize_tokens"](x, r, stream, bits, signed, top)
+    return codes, numerics.step(r, IntFormat(bits, signed)) * 2.0**-top
 
 
 _SAVED = "Tensor? {0}, Tensor? {0}_scale, int {0}_bits, bool {0}_signed"
@@ -72,7 +90,8 @@ def _backward_fake(
 
 @op(
     "(Tensor g, Tensor? stream, bool tokens, int top, float clip, int bits, int inputs, bool sums, "
-    f"{_SAVED.format('x')}, Tensor? x_places, int x_top, {_SAVED.format('w')}, Tensor? w_shift, int w_top) "
+    f"{_SAVED.format('x')}, Tensor? x_places, int x_top, {_SAVED.format('w')}, Tensor? w_e, int w_top, "
+    "int w_block) "
     "-> (Tensor, Tensor, Tensor)",
     _backward_fake,
 )
@@ -95,8 +114,9 @@ def linear_backward(
     w_scale,
     w_bits,
     w_signed,
-    w_shift,
+    w_e,
     w_top,
+    w_block,
 ):
     """(grad_input, grad_weight, grad_bias), float32, of the gradient g of linear_forward's y.
 
@@ -105,26 +125,30 @@ def linear_backward(
     tokens  do exponents belong to the rows of g, or to its outputs?
     top     the largest exponent; 0: one range for all of g
     x_places, x_top  those of linear_forward; None: x_top is 0
-    w_shift linear_forward's exponents of w, at most w_top; None: all are 0, as is w_top
+    w_e, w_top, w_block  linear_forward's exponents of w, at most w_top; None: all are 0, as is w_top
     = shift_codes of g along its outputs or quantize_tokens, scaled_matmul_packed (or unpack_tokens and scaled_matmul),
       channel_sums
     """
     rows, outputs = g.shape
     if tokens:
-        r = numerics.clipped(registered["amax"](g, WHOLE), clip)
-        q = registered["quantize_tokens"](g, r, stream, bits, True, top)
-        s = numerics.step(r, IntFormat(bits)) * 2.0**-top
+        q, s = _tokens(g, stream, clip, bits, True, top)
         steps, bits, top, shift = s.expand(1, outputs), bits + top, 0, None
     else:
         q, s, shift = registered["shift_codes"](g, 1, top, clip, stream, bits, True)
         steps = s * numerics.power_of_two(-shift.to(torch.int32))
     grad_input, grad_weight, grad_bias = (g.new_empty(0, dtype=torch.float32) for _ in range(3))
-    if w is not None:
-        right = (w, [outputs, inputs], [inputs, 1], w_shift, w_bits, w_signed, w_top)
-        e, s_g = shift if top else None, s * 2.0 ** -(top + w_top)
-        grad_input = registered["scaled_matmul_packed"](q, e, bits, True, top, *right, s_g, w_scale, None)
+    of_g = (q, shift if top else None, bits, True, top)
+    if w is not None and w_block:
+        blocks = [outputs * inputs // w_block, w_block], [w_block, 1]
+        codes = registered["unpack_tokens"](w, w_e, *blocks, w_bits, w_signed, w_top).view(outputs, inputs)
+        by = (codes, None, w_bits + w_top, w_signed, 0)
+        grad_input = registered["scaled_matmul"](*of_g, *by, s * 2.0**-top, w_scale, None)
+    elif w is not None:
+        right = (w, [outputs, inputs], [inputs, 1], w_e, w_bits, w_signed, w_top)
+        s_g = s * 2.0 ** -(top + w_top)
+        grad_input = registered["scaled_matmul_packed"](*of_g, *right, s_g, w_scale, None)
     if x is not None and x_places is not None:
-        codes = registered["unpack_tokens"](x, x_places, [rows, inputs], [inputs, 1], x_bits, x_signed)
+        codes = registered["unpack_tokens"](x, x_places, [rows, inputs], [inputs, 1], x_bits, x_signed, x_top)
         by = (codes, None, x_bits + x_top, x_signed, 0)
         grad_weight = registered["scaled_matmul"](q.T, None, bits, True, 0, *by, steps.T, x_scale, None)
     elif x is not None:

@@ -114,10 +114,10 @@ def pack(q: QTensor) -> PackedQTensor:
     """The densest form of q's codes, in memory order when they are dense in memory (channels_last stays so)."""
     codes = q.codes if is_dense(q.codes) else q.codes.contiguous()
     if q.token_top:
-        packed, places = pack_tokens(codes, q.format.bits - q.token_top, q.token_top)
-        return PackedQTensor(
-            packed, codes.shape, codes.stride(), q.scale, q.format, places=places, token_top=q.token_top
-        )
+        tokens = codes.view(-1, q.block) if q.block else codes
+        packed, places = pack_tokens(tokens, q.format.bits - q.token_top, q.token_top)
+        inside = dict(places=places, token_top=q.token_top, block=q.block)
+        return PackedQTensor(packed, codes.shape, codes.stride(), q.scale, q.format, **inside)
     flat = codes.as_strided((codes.numel(),), (1,))
     return PackedQTensor(
         pack_codes(flat, q.format.bits), codes.shape, codes.stride(), q.scale, q.format, q.shift, q.max_shift
@@ -127,9 +127,13 @@ def pack(q: QTensor) -> PackedQTensor:
 def unpack(p: PackedQTensor) -> QTensor:
     """The inverse of pack, memory format included."""
     if p.places is not None:
-        bits = p.format.bits - p.token_top
-        codes = unpack_tokens(p.packed, p.places, p.shape, p.stride, bits, p.format.signed)
-        return QTensor(codes, p.scale, p.format, token_top=p.token_top)
+        bits, size, stride = p.format.bits - p.token_top, p.shape, p.stride
+        if p.block:
+            size, stride = torch.Size((p.shape.numel() // p.block, p.block)), (p.block, 1)
+        codes = unpack_tokens(p.packed, p.places, size, stride, bits, p.format.signed, p.token_top)
+        return QTensor(
+            codes.view(p.shape) if p.block else codes, p.scale, p.format, token_top=p.token_top, block=p.block
+        )
     flat = unpack_codes(p.packed, p.shape.numel(), p.format.bits, p.format.signed)
     return QTensor(flat.as_strided(p.shape, p.stride), p.scale, p.format, p.shift, p.max_shift)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import numerics
-from ..numerics import IntFormat, packed_bytes
+from ..numerics import IntFormat, packed_bytes, place_bits
 from .dispatch import op, registered
 
 
@@ -38,30 +38,35 @@ def quantize_tokens(x: Tensor, r: Tensor, stream: Tensor | None, bits: int, sign
 
 
 def _pack_fake(codes, bits, top):
-    places = [1 if i == 1 else n for i, n in enumerate(codes.shape)]
-    return codes.new_empty(packed_bytes(codes.numel(), bits), dtype=torch.uint8), codes.new_empty(
-        places, dtype=torch.uint8
-    )
+    packed = codes.new_empty(packed_bytes(codes.numel(), bits), dtype=torch.uint8)
+    return packed, codes.new_empty(places_bytes(codes.shape, top), dtype=torch.uint8)
+
+
+def places_bytes(shape: torch.Size | list[int], top: int) -> int:
+    """Bytes of the places of a tensor's tokens, packed."""
+    return packed_bytes(math.prod(shape[:1]) * math.prod(shape[2:]), place_bits(top))
 
 
 @op("(Tensor codes, int bits, int top) -> (Tensor, Tensor)", _pack_fake)
 def pack_tokens(codes: Tensor, bits: int, top: int) -> tuple[Tensor, Tensor]:
-    """(pack_codes of codes 2^-places in their memory order, places): what quantize_tokens gives, `bits` bits a code.
+    """(pack_codes of codes 2^-places in their memory order, pack_codes of places): what quantize_tokens gives.
 
-    codes  int8 or uint8, dense; places: numerics.without_common_places(codes, top)
+    codes  int8 or uint8, dense; `bits` bits a code are left. places: numerics.without_common_places(codes, top), in the
+           order of the tokens' indices, place_bits(top) bits each
     """
     small, places = numerics.without_common_places(codes, top)
-    return registered["pack_codes"](small.as_strided((small.numel(),), (1,)), bits), places
+    packed = registered["pack_codes"](small.as_strided((small.numel(),), (1,)), bits)
+    return packed, registered["pack_codes"](places.flatten(), place_bits(top))
 
 
-def _unpack_fake(packed, places, size, stride, bits, signed):
+def _unpack_fake(packed, places, size, stride, bits, signed, top):
     return packed.new_empty(0, dtype=IntFormat(bits, signed).dtype).new_empty_strided(size, stride)
 
 
-@op("(Tensor packed, Tensor places, int[] size, int[] stride, int bits, bool signed) -> Tensor", _unpack_fake)
-def unpack_tokens(packed: Tensor, places: Tensor, size, stride, bits: int, signed: bool) -> Tensor:
+@op("(Tensor packed, Tensor places, int[] size, int[] stride, int bits, bool signed, int top) -> Tensor", _unpack_fake)
+def unpack_tokens(packed: Tensor, places: Tensor, size, stride, bits: int, signed: bool, top: int) -> Tensor:
     """The inverse: codes of this size and stride, dense."""
+    tokens = [1 if i == 1 else n for i, n in enumerate(size)]
+    by = registered["unpack_codes"](places, math.prod(tokens), place_bits(top), False).view(tokens)
     small = registered["unpack_codes"](packed, math.prod(size), bits, signed).as_strided(size, stride)
-    return torch.empty_strided(size, stride, dtype=small.dtype, device=small.device).copy_(
-        small << places.to(small.dtype)
-    )
+    return torch.empty_strided(size, stride, dtype=small.dtype, device=small.device).copy_(small << by.to(small.dtype))

@@ -21,7 +21,8 @@ class BlockShiftQuant(Quantizer):
     convolution's weight are about the 3 x 3 pixels of a filter, 8 of a matrix neighbours in a row. e(B) is that of
     TokenShiftQuant, with blocks for tokens, and so is the QTensor: codes q 2^(groups - 1 - e(B)) in bits + groups - 1
     <= 8 bits with one scale. Where MXInt has a scale inside of a sum, which one GEMM cannot take, here it is inside of
-    the codes.
+    the codes. Packed, it takes `bits` a code and 2 bits (3 for more than 4 groups) a block, where the tensor is
+    contiguous and a number of blocks.
 
     Source: this project's, between ShiftQuant (Guo et al., arXiv 2411.10948) and the MX formats (arXiv 2310.10537).
 
@@ -42,6 +43,11 @@ class BlockShiftQuant(Quantizer):
         _ = self._of_rows  # which checks groups and clip
 
     @property
+    def top(self) -> int:
+        """The largest exponent."""
+        return self.groups - 1
+
+    @property
     def _of_rows(self) -> TokenShiftQuant:
         """The quantizer of a matrix with a row for each block."""
         return TokenShiftQuant(self.bits, self.signed, self.rounding, self.groups, self.clip)
@@ -55,7 +61,12 @@ class BlockShiftQuant(Quantizer):
         codes = q.codes.flatten()[: x.numel()].view(x.shape)
         if not x.is_contiguous():
             codes = torch.empty_like(x, dtype=codes.dtype).copy_(codes)  # in x's memory order
-        return QTensor(codes, q.scale.view([1] * x.ndim), q.format)
+        inside = (self.top, self.block) if self.packs(x) else (0, 0)
+        return QTensor(codes, q.scale.view([1] * x.ndim), q.format, None, 0, *inside)
+
+    def packs(self, x: Tensor) -> bool:
+        """Can x be packed by blocks?"""
+        return self.top > 0 and x.is_contiguous() and x.numel() % self.block == 0
 
     def groups_used(self, x: Tensor, q: QTensor) -> int:
         return self._of_rows.groups_used(self._rows(x), q)

@@ -28,7 +28,7 @@ class TokenShiftQuant(Quantizer):
 
     The QTensor holds q 2^(groups - 1 - e(t)) and one scale: the shift is folded into int8, and each element still is
     one of 2^bits - 1 codes (2^bits, unsigned). So bits + groups - 1 <= 8, and any product takes it, whatever axis that
-    reduces. Packed, it takes `bits` a code and a byte a token.
+    reduces. Packed, it takes `bits` a code and 2 bits (3 for more than 4 groups) a token.
 
     Source: this project's, after ShiftQuant (Guo et al., arXiv 2411.10948).
 
