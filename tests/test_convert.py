@@ -220,8 +220,8 @@ def test_extra_repr_says_what_the_layer_is():
     model = sb.quantize_(mlp(), "int4")
     assert "in_features=16, out_features=16, bias=True" in repr(model[3])
     for said in (
-        "w=s4 ShiftQuant(5 groups, axis 0, clip 0.7)",
-        "x=u4 AbsMax(clip 0.5)",
+        "w=s4 BlockShiftQuant(3 groups of blocks of 8)",
+        "x=u4 TokenShiftQuant(2 groups of tokens, clip 0.6)",
         "g=s4 TokenShiftQuant(5 groups",
     ):
         assert said in repr(model[3])

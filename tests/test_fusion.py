@@ -27,7 +27,7 @@ CLIPPED, BY_SAMPLE, BY_TOKEN = (
 TOKENS = dataclasses.replace(
     BY_TOKEN, layer=dataclasses.replace(BY_TOKEN.layer, activation=sb.TokenShiftQuant(4, groups=3, clip=0.6))
 )
-PASSES = ("chain_norm", "norm_relu_codes", "chain_norm_grad", "norm_grad_tokens")
+PASSES = ("chain_norm", "norm_relu_tokens", "chain_norm_grad", "norm_grad_tokens")
 
 
 class Block(nn.Module):
@@ -394,7 +394,7 @@ def test_two_chains_that_begin_with_one_tensor_share_its_codes(monkeypatch):
     torch.manual_seed(0)
     model = sb.fuse_(sb.quantize_(models.build("resnet18", num_classes=5, image_size=32), "int4"))
     seen = []
-    original = ops.quantize
-    monkeypatch.setattr(ops, "quantize", lambda x, *a: (seen.append(tuple(x.shape)), original(x, *a))[1])
+    original = ops.quantize_tokens
+    monkeypatch.setattr(ops, "quantize_tokens", lambda x, *a: (seen.append(tuple(x.shape)), original(x, *a))[1])
     model(images(2, 3, 32, 32))
     assert seen.count((2, 64, 32, 32)) == 2 + 1  # blocks' inputs, and layer2's input once

@@ -211,6 +211,10 @@ def test_lora_base_is_packed_and_equals_the_quantizers_codes(recipe):
     model = nn.Sequential(copy.deepcopy(plain))
     sb.nn.add_lora_(model, rank=2)
     assert model[0].base_codes.numel() == math.ceil(48 * 40 * scheme.weight.bits / 8)
+    by_block = isinstance(scheme.weight, sb.BlockShiftQuant)  # two bits for each 8 weights
+    assert by_block == (recipe == "int4")
+    places = model[0].base_places
+    assert (None if places is None else places.numel()) == (48 * 40 // 8 // 4 if by_block else None)
     assert torch.equal(model[0].weight, scheme.weight(plain.weight.detach()).dequantize())
     assert isinstance(model[0], nn.Linear)
     assert "rank=2" in repr(model[0])

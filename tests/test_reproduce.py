@@ -70,15 +70,13 @@ def test_runs_give_rows_and_are_not_done_again(tmp_path):
     assert [row["integer_share"] for row in rows] == [0.0, 1.0]
     assert [row["quantizer"] for row in rows] == ["none", "s4 TokenShiftQuant(5 groups of tokens, stochastic)"]
     assert rows[1]["settings"]["scheme"]["layer"]["weight"] == {
-        "type": "ShiftQuant",
+        "type": "BlockShiftQuant",
         "bits": 4,
         "signed": True,
         "rounding": "nearest",
-        "groups": 5,
-        "axis": 0,
-        "exponents": "consecutive",
-        "max_exponent": None,
-        "clip": 0.7,
+        "groups": 3,
+        "block": 8,
+        "clip": 1.0,
     }
     before = (tmp_path / "results" / "tiny.jsonl").read_bytes()
     assert execute(study, None, place(tmp_path), quiet()).done == []

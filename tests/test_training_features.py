@@ -216,8 +216,8 @@ def test_what_backward_needs_is_packed_codes(recipe):
         width = Scheme.from_name(recipe).norm.saved if i == 2 else bits
         activation = x.numel() * width // 8
         parameters = [] if i == 2 else [model[i].weight.numel() * bits // 8]
-        if i != 2 and model[i].scheme.weight.shifts:
-            parameters.append(len(model[i].weight))  # an exponent for each output
+        if i != 2 and recipe == "int4":  # two bits for each block of weights, and for each token of the input
+            parameters += [model[i].weight.numel() // 8 // 4, -(-x.numel() // x.shape[1] // 4)]
         assert sorted(t.nbytes for t in codes) == sorted([activation, *parameters]), i
         x = outputs[i].detach().relu().requires_grad_()
 
@@ -227,7 +227,8 @@ def test_the_int4_recipe_keeps_ten_bits_where_float_keeps_sixty_four():
     norm = sb.nn.BatchNorm2d(8, scheme=INT4.norm)
     x = torch.randn(8, 8, 16, 16, requires_grad=True)
     kept = saved_by(lambda: norm(conv(x)))
-    assert 1.25 * x.numel() <= sum(t.nbytes for t in kept) < 1.27 * x.numel() + 400
+    tokens = x.numel() / 8 * 2 / 8  # two bits for each: a bit of a quarter where there are but 8 channels
+    assert 1.25 * x.numel() + tokens <= sum(t.nbytes for t in kept) < 1.27 * x.numel() + tokens + 400
     floats = saved_by(lambda: nn.BatchNorm2d(8)(nn.Conv2d(8, 8, 3, padding=1, bias=False)(x)))
     assert sum(t.nbytes for t in floats) > 6 * sum(t.nbytes for t in kept)
 
@@ -238,15 +239,15 @@ def test_nothing_is_kept_without_gradients_or_for_frozen_operands():
     with torch.no_grad():
         layer(x)
     assert "pack_codes" not in layer.record.kernels
-    inputs, weights, exponents = 32 * 64 // 2, 64 * 16 // 2, 16
+    inputs, weights, tokens, blocks = 32 * 64 // 2, 64 * 16 // 2, 32 // 4, 64 * 16 // 8 // 4  # 2 bits for each of these
 
     def codes(x):
         return sorted(t.nbytes for t in saved_by(lambda: layer(x)) if t.dtype == torch.uint8)
 
-    assert codes(x) == [exponents, weights, inputs]
-    assert codes(x.detach()) == [inputs]
+    assert codes(x) == [tokens, blocks, weights, inputs]
+    assert codes(x.detach()) == [tokens, inputs]
     layer.weight.requires_grad_(False)
-    assert codes(x) == [exponents, weights]  # the input is not kept: only the weight's gradient would need it
+    assert codes(x) == [blocks, weights]  # the input is not kept: only the weight's gradient would need it
     assert codes(x.detach()) == []
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from . import quantizers, scheme_table
 from .numerics import IntFormat
-from .quantizers import AbsMax, Quantizer, ShiftQuant, TokenShiftQuant, reject_unknown
+from .quantizers import AbsMax, BlockShiftQuant, Quantizer, ShiftQuant, TokenShiftQuant, reject_unknown
 from .wording import closest, unknown
 
 VERSION = 1
@@ -346,12 +346,12 @@ RECIPES: dict[str, Scheme] = {
     "int8": _recipe("int8", AbsMax(8), AbsMax(8), ShiftQuant(8, rounding="stochastic", groups=4), saved=8),
     # gradients by groups of tokens, as many as fold into int8 operands: recipes/helps.py and docs/method.md say why
     "int6": _recipe("int6", AbsMax(6), AbsMax(6), TokenShiftQuant(6, rounding="stochastic", groups=3), saved=6),
-    # Of 16 levels too few lie where values are unless the outermost are clipped; output channels of weights need no
-    # groups that fold, since no sum of the forward product mixes them, and 5 fold into the int8 of the gradient's.
+    # Of 16 levels too few lie where values are: powers of two for short blocks of weights and for the tokens of an
+    # activation, inside of the codes, halve the error of both, and any product takes them.
     "int4": _recipe(
         "int4",
-        ShiftQuant(4, groups=5, axis=0, clip=0.7),
-        AbsMax(4, clip=0.5),
+        BlockShiftQuant(4, groups=3, block=8),
+        TokenShiftQuant(4, groups=2, clip=0.6),
         TokenShiftQuant(4, rounding="stochastic", groups=5),
         saved=6,
     ),

@@ -4,7 +4,9 @@ W is quantized once, kept as packed codes (4 bits: half a byte for each weight) 
 B (O, rank) are integer layers that train as any other. What the state_dict of such a layer holds:
 
     base_codes   uint8, ceil(O I bits / 8): the codes of W, packed as ops.pack does
-    base_scale   float32, broadcastable to (O, I); base_shift  uint8, only with a quantizer that has a shift
+    base_scale   float32, broadcastable to (O, I)
+    base_shift   uint8, only with a quantizer that has a shift; base_places  uint8, only with one that has exponents
+                 inside of its codes (QTensor.token_top)
     bias         as before, frozen
     lora_A.weight, lora_B.weight
 
@@ -27,6 +29,7 @@ from .linear import Linear
 from .quantized import STATE_SUFFIX, change_class, original_type, signed_activation
 
 _PRODUCTS = MatmulProducts()
+_BASE = ("base_codes", "base_scale", "base_shift", "base_places")
 
 
 class LoRALinear(Linear):
@@ -42,7 +45,7 @@ class LoRALinear(Linear):
     >>> import subbyte as sb
     >>> layer = sb.nn.LoRALinear(16, 8, scheme=sb.Scheme.from_name("int4").layer, rank=2)
     >>> [(n, tuple(t.shape)) for n, t in layer.state_dict().items()]  # doctest: +NORMALIZE_WHITESPACE
-    [('bias', (8,)), ('base_codes', (64,)), ('base_scale', (1, 1)), ('base_shift', (8, 1)),
+    [('bias', (8,)), ('base_codes', (64,)), ('base_scale', (1, 1)), ('base_places', (4,)),
      ('lora_A.weight', (2, 16)), ('lora_B.weight', (8, 2))]
     """
 
@@ -51,6 +54,7 @@ class LoRALinear(Linear):
     base_codes: Tensor
     base_scale: Tensor
     base_shift: Tensor | None
+    base_places: Tensor | None
 
     def __init__(
         self,
@@ -89,12 +93,12 @@ class LoRALinear(Linear):
     def merge(self) -> nn.Module:
         """Become a Linear of this package again, in place, with the merged weight as its Parameter."""
         weight, dtype = self.merged_weight().detach(), self.lora_A.weight.dtype
-        for name in ("base_codes", "base_scale", "base_shift"):
+        for name in _BASE:
             self._buffers.pop(name, None)
             self._non_persistent_buffers_set.discard(name)
         for name in ("lora_A", "lora_B", "lora_dropout"):
             del self._modules[name]
-        del self.scaling, self.rank
+        del self.scaling, self.rank, self.base_form
         change_class(self, Linear)
         bias = self._parameters.pop("bias")
         self.register_parameter("weight", nn.Parameter(weight.to(dtype)))
@@ -108,7 +112,7 @@ class LoRALinear(Linear):
         return Linear.release(self)
 
     def to_float_state(self, state: dict[str, Tensor], prefix: str) -> None:
-        for name in ("base_codes", "base_scale", "base_shift", "lora_A.weight", "lora_B.weight"):
+        for name in (*_BASE, "lora_A.weight", "lora_B.weight"):
             state.pop(prefix + name, None)
         state[prefix + "weight"] = self.merged_weight().detach().to(self.lora_A.weight.dtype)
 
@@ -116,11 +120,8 @@ class LoRALinear(Linear):
         return f"{super().extra_repr()}, rank={self.rank}, scaling={self.scaling:g}"
 
     def _base(self) -> PackedQTensor:
-        quantizer: Any = self.scheme.weight
-        shape, scale, shift = torch.Size((self.out_features, self.in_features)), self.base_scale, self.base_shift
-        largest = 0 if shift is None else quantizer.max_shift
-        stride = (self.in_features, 1)
-        return PackedQTensor(self.base_codes, shape, stride, scale.float(), quantizer.format, shift, largest)
+        parts: dict[str, Any] = dict(scale=self.base_scale.float(), shift=self.base_shift, places=self.base_places)
+        return PackedQTensor(packed=self.base_codes, **parts, **self.base_form)
 
     def _pack(self, weight: Tensor, rank: int, alpha: float | None, dropout: float) -> None:
         """Trade the Parameter `weight` for its codes and add the adapters; everything but these is frozen."""
@@ -134,12 +135,13 @@ class LoRALinear(Linear):
         if not isinstance(q, QTensor):
             raise ValueError(f"adapters need a base of integer codes; the scheme of this layer is {self.scheme}")
         packed = ops.pack(q)
-        if packed.places is not None:
-            raise ValueError(f"a base keeps one scale or a shift, not exponents of tokens: {self.scheme.weight}")
         self._parameters.pop("weight", None)
         self.register_buffer("base_codes", packed.packed)
         self.register_buffer("base_scale", packed.scale.clone())
         self.register_buffer("base_shift", None if packed.shift is None else packed.shift.clone())
+        self.register_buffer("base_places", packed.places)
+        form = ("shape", "stride", "format", "max_shift", "token_top", "block")
+        self.base_form = {name: getattr(packed, name) for name in form}
         if self.bias is not None:
             self.bias.requires_grad_(False)
         like = {"device": weight.device, "dtype": weight.dtype}

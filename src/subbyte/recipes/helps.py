@@ -46,7 +46,7 @@ PLAIN = dataclasses.replace(
     name="custom",
     layer=LayerScheme(AbsMax(4), AbsMax(4, clip=0.5), TokenShiftQuant(4, groups=5, rounding="stochastic")),
 )
-"""int4 but for its weights, which have one scale and no clip."""
+"""int4 but for its weights and activations, which have one scale; that of activations clips."""
 
 STOCHASTIC: dict[str, Any] = dict(rounding="stochastic")
 
@@ -96,11 +96,9 @@ def schemes() -> dict[str, Scheme]:
         "tokens-a": changed(activation=TokenShiftQuant(4, groups=3)),
         "tokens-a-clip": changed(activation=TokenShiftQuant(4, groups=2, clip=0.6)),
         "groups-w": changed(weight=ShiftQuant(4, groups=5, axis=0)),
+        "groups-w-0.7": changed(weight=ShiftQuant(4, groups=5, axis=0, clip=0.7)),
         "groups-w-clip": changed(weight=ShiftQuant(4, groups=5, axis=0, clip=0.5)),
         "blocks-w": changed(weight=BlockShiftQuant(4)),
-        "blocks-w, tokens-a-clip": changed(
-            weight=BlockShiftQuant(4), activation=TokenShiftQuant(4, groups=2, clip=0.6)
-        ),
         "zero-point-w": changed(weight=ZeroPoint(4)),
         "channels-w": changed(weight=PerChannel(4, axis=0)),
         "g6-stage1": gradient_bits("layer1.*", 6),
@@ -161,13 +159,13 @@ STUDY = Study(
     notes=(
         "Each variant is `plain` with one change in its middle layers: 4-bit gradients by TokenShiftQuant(5 groups), "
         "activations that clip at 0.5 of their largest magnitude, weights with one scale. int4, the recipe, has "
-        "groups-w with a clip at 0.7. g-channels, g-samples: gradients by "
+        "blocks-w and tokens-a-clip. g-channels, g-samples: gradients by "
         "ShiftQuant's 9 groups of channels, of samples; -clip: at 0.5 of their range; g-tokens-3: 3 groups of tokens. "
         "whole a: activations that clip nothing; clip-w: weights that clip at 0.75. lsq: learned steps (w weights, a "
         "activations; slow: a tenth of the rate). sawb, mse: clipped ranges. samples-2: gradients quantized twice and "
         "averaged for the weights' gradient. groups-a, groups-w: groups for activations (input channels) and weights "
-        "(output channels); -clip: at 0.6 and 0.5 of each group's range; tokens-a: 3 groups of tokens for activations "
-        "(-clip: 2, at 0.6 of the largest); blocks-w: 3 groups of blocks of 8 weights; "
+        "(output channels); -clip: at 0.6 and 0.5 of each group's range, -0.7: at 0.7; tokens-a: 3 groups of tokens "
+        "for activations (-clip: 2, at 0.6 of the largest); blocks-w: 3 groups of blocks of 8 weights; "
         "channels-w: a free scale for each output channel; zero-point-w: an asymmetric grid. "
         "g6-stage1: 6-bit gradients in that stage. The rest (w-float, a8, ...) takes one thing out of 4 bits, to see "
         "what it costs; norms-only leaves every layer float."

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from subbyte.quantizers import AbsMax, BlockShiftQuant, ShiftQuant, TokenShiftQuant
+from subbyte.quantizers import AbsMax, BlockShiftQuant, TokenShiftQuant
 from subbyte.scheme import RECIPES, NormScheme, Scheme
 from subbyte.study import Column, Run, Study, training
 
-from .resnet_cifar10 import TOKENS, changed
+from .resnet_cifar10 import GROUPS, WHOLE, changed
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ EXPECTED = ()
 def schemes() -> dict[str, Scheme]:
     """Variant -> scheme: the bounds, then what takes one thing out of 4 bits, then what may help."""
     int4 = Scheme.from_name("int4")
-    blocks = BlockShiftQuant(4)
     g6 = TokenShiftQuant(6, groups=3, rounding="stochastic")
     return {
         "float": RECIPES["float"],
@@ -46,13 +45,12 @@ def schemes() -> dict[str, Scheme]:
         "a8": changed(activation=AbsMax(8)),
         "g6": changed(gradient=g6),
         "norm-saved-8": dataclasses.replace(int4, name="custom", norm=NormScheme("l1", saved=8)),
-        "tokens-a": changed(activation=TokenShiftQuant(4, groups=3)),
-        "tokens-a-clip": changed(activation=TOKENS),
-        "blocks-w": changed(weight=blocks),
-        "blocks-w, tokens-a-clip": changed(weight=blocks, activation=TOKENS),
-        "whole-w": changed(weight=ShiftQuant(4, groups=5, axis=0)),
-        "half-w": changed(weight=ShiftQuant(4, groups=5, axis=0, clip=0.5)),
         "samples-2": changed(gradient_samples=2),
+        "tokens-a-3": changed(activation=TokenShiftQuant(4, groups=3, clip=0.6)),
+        "blocks-w-4": changed(weight=BlockShiftQuant(4, block=4, clip=0.8)),
+        "groups-w": changed(weight=GROUPS),
+        "whole-a": changed(activation=WHOLE),
+        "groups-w, whole-a": changed(weight=GROUPS, activation=WHOLE),
     }
 
 
@@ -82,7 +80,7 @@ STUDY = Study(
         start_epochs=1,
         epochs=1,
         batch_size=256,
-        variants=("float", "int4", "blocks-w, tokens-a-clip"),
+        variants=("float", "int4", "groups-w, whole-a"),
     ),
     runs=runs,
     expected=EXPECTED,
@@ -91,8 +89,8 @@ STUDY = Study(
     notes=(
         "All variants of a seed begin with the weights of `start` and see the same batches, so that differences far "
         "below the spread of seeds show in the losses. w8, a8: weights, activations of 8 bits; g6: gradients of 6; "
-        "tokens-a: activations by 3 groups of tokens (-clip: 2, at 0.6 of the largest); blocks-w: weights by 3 groups "
-        "of blocks of 8; whole-w, half-w: int4's weights with a clip of 1 and 0.5 in place of 0.7; samples-2: "
-        "gradients quantized twice and averaged for the weights' gradient."
+        "samples-2: gradients quantized twice and averaged for the weights' gradient; tokens-a-3: activations by 3 "
+        "groups of tokens in place of 2; blocks-w-4: weights by blocks of 4, with a clip of 0.8; groups-w: by 5 groups "
+        "of output channels, with a clip of 0.7; whole-a: activations with one scale, half the largest."
     ),
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from subbyte.quantizers import BlockShiftQuant, TokenShiftQuant
+from subbyte.quantizers import AbsMax, ShiftQuant, TokenShiftQuant
 from subbyte.scheme import NormScheme, Scheme
 from subbyte.study import Column, Expected, Row, Run, Study, training
 from subbyte.study.expected import loss, mean, worst_loss
@@ -21,7 +21,7 @@ class Config:
 
     task: str = "cifar10"
     model: str = "resnet20"
-    schemes: tuple[str, ...] = ("float", "int4", "int6", "int4-all", "tokens-a", "tokens-a-clip", "blocks-w")
+    schemes: tuple[str, ...] = ("float", "int4", "int6", "int4-all", "groups-w, whole-a", "tokens-a")
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 30
     batch_size: int = 128
@@ -58,13 +58,14 @@ def changed(name: str = "custom", **roles: Any) -> Scheme:
     return dataclasses.replace(int4, name=name, layer=dataclasses.replace(int4.layer, **roles))
 
 
-TOKENS = TokenShiftQuant(4, groups=2, clip=0.6)
+GROUPS = ShiftQuant(4, groups=5, axis=0, clip=0.7)
+WHOLE = AbsMax(4, clip=0.5)
+"""What int4 had for weights and activations before it had blocks and tokens."""
 
 BUILT = {
     "int4-all": int4_all(),
-    "tokens-a": changed("tokens-a", activation=TokenShiftQuant(4, groups=3)),
-    "tokens-a-clip": changed("tokens-a-clip", activation=TOKENS),
-    "blocks-w": changed("blocks-w", weight=BlockShiftQuant(4), activation=TOKENS),
+    "groups-w, whole-a": changed("groups-w, whole-a", weight=GROUPS, activation=WHOLE),
+    "tokens-a": changed("tokens-a", weight=GROUPS, activation=TokenShiftQuant(4, groups=3)),
 }
 """Variants that are no named recipe."""
 
@@ -93,8 +94,9 @@ STUDY = Study(
     plots=plots,
     notes=(
         "int4: weights, activations and gradients 4 bits, L1 norms in 8-bit codes (6 saved), first and last layer "
-        "8 bits. int4-all: 4 bits everywhere. tokens-a: int4 with activations in 3 groups of tokens; tokens-a-clip: "
-        "in 2, whose range is 0.6 of the largest; blocks-w: these, and weights in 3 groups of blocks of 8. "
+        "8 bits. int4-all: 4 bits everywhere. groups-w, whole-a: int4 with weights in 5 groups of output channels "
+        "that clip at 0.7, activations with one scale that clip at 0.5; tokens-a: these weights, and activations in 3 "
+        "groups of tokens. "
         "Accuracy is that of the last epoch, not of the best."
     ),
 )
