@@ -263,7 +263,7 @@ def test_quick_runs_of_trainings(name, tmp_path):
 
 def test_quick_late_begins_every_variant_with_one_net(tmp_path):
     rows = {row["variant"]: row for row in quick("late", tmp_path, only="*-seed0")}
-    assert list(rows) == ["start", "float", "int4", "blocks-w, tokens-a-clip"]
+    assert list(rows) == ["start", "float", "int4", "groups-w, whole-a"]
     assert all(rows[name]["train_loss"] < 0.9 * rows["start"]["train_loss"] for name in ("float", "int4"))
     alone = quick("late", tmp_path / "alone", only="int4-*")  # trains the net that it begins with, too
     assert [row["train_loss"] for row in alone] == [rows["int4"]["train_loss"]]

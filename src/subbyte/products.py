@@ -254,7 +254,8 @@ class TransposedConvProducts(Products):
         if groups > 1 and scale.shape[0] > 1:
             scale = scale.expand(-1, inner, *scale.shape[2:])
         shift = None if w.shift is None else _swap_small(w.shift, groups)
-        return replace(w, codes=swap_channels(w.codes, groups), scale=_swap_small(scale, groups), shift=shift)
+        codes, scale = swap_channels(w.codes, groups), _swap_small(scale, groups)
+        return replace(w, codes=codes, scale=scale, shift=shift, token_top=0, block=0)
 
 
 def _folded(w: QTensor) -> QTensor:

@@ -21,7 +21,7 @@ class Config:
 
     task: str = "cifar10"
     model: str = "resnet20"
-    schemes: tuple[str, ...] = ("float", "int4", "int6", "int4-all", "groups-w, whole-a", "tokens-a")
+    schemes: tuple[str, ...] = ("float", "int4", "int6", "int4-all", "blocks-w", "groups-w, whole-a", "tokens-a")
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 30
     batch_size: int = 128
@@ -64,6 +64,7 @@ WHOLE = AbsMax(4, clip=0.5)
 
 BUILT = {
     "int4-all": int4_all(),
+    "blocks-w": changed("blocks-w"),
     "groups-w, whole-a": changed("groups-w, whole-a", weight=GROUPS, activation=WHOLE),
     "tokens-a": changed("tokens-a", weight=GROUPS, activation=TokenShiftQuant(4, groups=3)),
 }
@@ -94,9 +95,9 @@ STUDY = Study(
     plots=plots,
     notes=(
         "int4: weights, activations and gradients 4 bits, L1 norms in 8-bit codes (6 saved), first and last layer "
-        "8 bits. int4-all: 4 bits everywhere. groups-w, whole-a: int4 with weights in 5 groups of output channels "
-        "that clip at 0.7, activations with one scale that clip at 0.5; tokens-a: these weights, and activations in 3 "
-        "groups of tokens. "
+        "8 bits. int4-all: 4 bits everywhere. blocks-w: int4 under the name by which it was first run. groups-w, "
+        "whole-a: int4 with weights in 5 groups of output channels that clip at 0.7, activations with one scale that "
+        "clip at 0.5; tokens-a: these weights, and activations in 3 groups of tokens. "
         "Accuracy is that of the last epoch, not of the best."
     ),
 )
