@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import ops
 from ..numerics import clipped
 from ..qtensor import Emulated, QTensor
-from .base import Quantizer, axis_of_ranges, channel_ranges, check_clip
+from .base import Quantizer, and_clip, axis_of_ranges, channel_ranges, check_clip
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class AbsMax(Quantizer):
         return clipped(r_k, self.clip), None, 0
 
     def details(self) -> str:
-        return "" if self.clip == 1 else f"clip {self.clip:g}"
+        return and_clip("", self.clip)
 
 
 @dataclass(frozen=True)

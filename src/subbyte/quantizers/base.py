@@ -132,6 +132,11 @@ def check_clip(clip: float) -> None:
         raise ValueError(f"clip is a share of the largest magnitude, above 0 and at most 1, not {clip}")
 
 
+def and_clip(details: str, clip: float) -> str:
+    """Details of a quantizer, and its clip where it has one."""
+    return ", ".join(part for part in (details, "" if clip == 1 else f"clip {clip:g}") if part)
+
+
 def axis_of_ranges(axis: int) -> int | None:
     """The range_axis of a quantizer with ranges along `axis`: a negative one names no axis, and is not ops.WHOLE."""
     return axis if axis >= 0 else None

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..qtensor import QTensor
-from .base import Quantizer
+from .base import Quantizer, and_clip
 from .token_shift import TokenShiftQuant
 
 
@@ -72,4 +72,4 @@ class BlockShiftQuant(Quantizer):
         return self._of_rows.groups_used(self._rows(x), q)
 
     def details(self) -> str:
-        return f"{self.groups} groups of blocks of {self.block}" + ("" if self.clip == 1 else f", clip {self.clip:g}")
+        return and_clip(f"{self.groups} groups of blocks of {self.block}", self.clip)

@@ -11,7 +11,7 @@ from .. import ops
 from ..numerics import MAX_EXPONENT, clipped
 from ..qtensor import Emulated, QTensor
 from ..wording import closest
-from .base import Quantizer, axis_of_ranges, channel_ranges, check_clip
+from .base import Quantizer, and_clip, axis_of_ranges, channel_ranges, check_clip
 from .groups import split
 
 
@@ -96,8 +96,7 @@ class ShiftQuant(Quantizer):
     def details(self) -> str:
         chosen = "" if self.exponents == "consecutive" else f" chosen up to {self.max_shift}"
         axis = "" if self.axis == 1 else f", axis {self.axis}"
-        clip = "" if self.clip == 1 else f", clip {self.clip:g}"
-        return f"{self.groups} groups{chosen}{axis}{clip}"
+        return and_clip(f"{self.groups} groups{chosen}{axis}", self.clip)
 
 
 def chosen_exponents(octave: Tensor, counted: Tensor, groups: int, top: int) -> Tensor:

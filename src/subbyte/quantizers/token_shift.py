@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import ops
 from ..numerics import IntFormat, clipped, step
 from ..qtensor import QTensor
-from .base import Quantizer, check_clip
+from .base import Quantizer, and_clip, check_clip
 
 OPERAND_BITS = 8
 """Of what an integer product takes."""
@@ -73,4 +73,4 @@ class TokenShiftQuant(Quantizer):
         return len(ops.token_exponents(x, self.range_of(ops.amax(x, ops.WHOLE)), self.top).unique())
 
     def details(self) -> str:
-        return f"{self.groups} groups of tokens" + ("" if self.clip == 1 else f", clip {self.clip:g}")
+        return and_clip(f"{self.groups} groups of tokens", self.clip)
