@@ -10,7 +10,7 @@ namespace {
 
 constexpr i64 kInt32Limit = (i64{1} << 31) - 1;
 
-constexpr i64 kLeastExact = 8;  // steps in 16 bits, below which their sums are taken over into 32 bits too often
+constexpr i64 kLeastExact = 2;  // steps in 16 bits that few_bits needs
 
 u8 power(int shift) { return static_cast<u8>(1 << shift); }
 

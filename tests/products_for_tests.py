@@ -45,7 +45,7 @@ def bits(t: Tensor) -> Tensor:
 
 
 def of_few_bits(name: str, args: tuple) -> bool:
-    """Do sums of pairs of these products leave at least 8 steps in 16 bits, with the left operand made unsigned?
+    """Do sums of pairs of these products leave at least 2 steps in 16 bits, with the left operand made unsigned?
 
     The shift goes onto the left operand first; the right one's bytes are signed.
     """
@@ -58,7 +58,7 @@ def of_few_bits(name: str, args: tuple) -> bool:
     on_b = shift - on_a
     most_a = (IntFormat(a_bits, a_signed).qmax + (1 << (a_bits - 1) if a_signed else 0)) << on_a
     most_b = IntFormat(b_bits, b_signed).qmax << on_b
-    return on_b <= 8 - b_bits and most_b <= 127 and 8 * 2 * most_a * most_b < 1 << 15
+    return on_b <= 8 - b_bits and most_b <= 127 and 2 * 2 * most_a * most_b < 1 << 15
 
 
 FEW_BITS = {

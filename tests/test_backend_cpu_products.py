@@ -104,7 +104,10 @@ def test_matmul_with_one_shift_everywhere(isa):
     same(isa, "gemm", "int_matmul", *operand(a, S8, torch.full((1, 9), 1, dtype=torch.uint8), 3), *operand(b, S8))
 
 
-@pytest.mark.parametrize("formats", list(itertools.product((S4, U4, S6), (S4, S6, U4))), ids=lambda f: f"{f[0]}{f[1]}")
+FEW = list(itertools.product((S4, U4, S6, S8, IntFormat(5, False)), (S4, S6, U4, S8)))
+
+
+@pytest.mark.parametrize("formats", FEW, ids=lambda f: f"{f[0]}{f[1]}")
 def test_matmul_of_few_bits_beyond_what_16_bits_sum(isa, formats):
     fa, fb = formats
     for k in (7, 8 * 4, 8 * 4 + 1, 156 * 4, 156 * 4 + 1, 1500):  # steps that fit, and one code more

@@ -68,7 +68,10 @@ def x_of(*shape: int) -> Tensor:
 
 
 FULL = ((S8, S8), (U8, S8), (S8, U8))
-FEW = ((IntFormat(4), IntFormat(4)), (IntFormat(6), IntFormat(6)), (IntFormat(4, False), IntFormat(6)))
+FEW = (
+    *((IntFormat(4), IntFormat(4)), (IntFormat(6), IntFormat(6)), (IntFormat(4, False), IntFormat(6))),
+    *((S8, IntFormat(6)), (IntFormat(5, False), S8)),  # two and four steps in 16 bits
+)
 
 
 def convolution(part: int, channels: int, outputs: int, groups: int, formats=FULL) -> list[tuple]:
@@ -82,7 +85,7 @@ def convolution(part: int, channels: int, outputs: int, groups: int, formats=FUL
             (
                 (*operand(x, left), *operand(w, right), one, None, *window),
                 (*operand(g, left), *operand(w, right), one, list(x.shape), *window),
-                (*operand(g, left), *operand(x.view(right.dtype), right), one, list(w.shape), *window),
+                (*operand(g, left), *operand(extremes(right, x.shape), right), one, list(w.shape), *window),
             )[part]
         )
     return calls
