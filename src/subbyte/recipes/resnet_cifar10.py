@@ -39,6 +39,7 @@ EXPECTED = (
     Expected("float baseline", mean("float"), at_least=91.0, factor=100, unit="%"),
     Expected("int4: loss against float", loss("int4"), at_most=0.5, factor=100, unit="points"),
     Expected("int4: loss of the worst seed", worst_loss("int4"), at_most=PAPER_LOSS, factor=100, unit="points"),
+    Expected("blocks-w, which is int4: loss", loss("blocks-w"), at_most=0.5, factor=100, unit="points"),
     Expected("int6: loss against float", loss("int6"), at_most=0.1, factor=100, unit="points"),
     Expected(
         "int4: multiply-accumulates in integers", mean("int4", "integer_share"), at_least=100, factor=100, unit="%"
