@@ -60,17 +60,13 @@ def pack_tokens(codes: Tensor, bits: int, top: int):
 
 def unpack_tokens(packed: Tensor, places: Tensor, size, stride, bits: int, signed: bool, top: int):
     codes = torch.empty_strided(size, stride, dtype=IntFormat(bits, signed).dtype)
-    tokens = codes.numel() // max(codes.shape[1], 1)
-    if not _are_bytes(packed, packed_bytes(codes.numel(), bits)) or not _are_bytes(
-        places, packed_bytes(tokens, place_bits(top))
-    ):
+    tokens, width = codes.numel() // max(codes.shape[1], 1), place_bits(top)
+    if not _are_bytes(packed, packed_bytes(codes.numel(), bits)) or not _are_bytes(places, packed_bytes(tokens, width)):
         return NotImplemented
     rows = _rows_of_bytes(codes)
     if rows is None:
-        small, by = (
-            unpack_codes(packed, codes.numel(), bits, signed),
-            unpack_codes(places, tokens, place_bits(top), False),
-        )
+        small = unpack_codes(packed, codes.numel(), bits, signed)
+        by = unpack_codes(places, tokens, width, False)
         ran["unpack_tokens"] = ran.get("unpack_codes", "")
         if small is NotImplemented or not is_dense(codes):
             return NotImplemented
