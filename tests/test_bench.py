@@ -247,6 +247,19 @@ def test_the_fastest_way_counts():
 # --------------------------------------------------------------------------------------------------- rows and verdicts
 
 
+def test_the_roof_is_not_measured_for_minutes(monkeypatch):
+    sizes, clock = [], [0.0]
+
+    def slow(a, b):  # a product without a kernel: 10^9 operations a second
+        sizes.append(len(a))
+        clock[0] += 2 * len(a) ** 3 / 1e9
+
+    monkeypatch.setattr(torch, "_int_mm", slow)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    assert gemm.int8_peak((256, 4096)) == pytest.approx(1e9)
+    assert set(sizes) == {128, 256}
+
+
 def test_rows_survive_the_file(tmp_path):
     path = tmp_path / "deep" / "rows.jsonl"
     first = row(kernels=["k"], error=0.1, part=0.5, layout="NCHW")

@@ -94,10 +94,20 @@ def _float(a: Tensor, b: Tensor) -> Prepared:
     return Prepared(ways[:1] if a.dtype == torch.float16 else ways)
 
 
+_SMALL = 128  # a cube that no machine is long at
+_LONG = 2.0  # seconds of one product
+
+
 def int8_peak(sizes: tuple[int, ...]) -> float:
-    """Operations a second of torch._int_mm at the best of these cubes: what int8 products reach on this machine."""
+    """Operations a second of torch._int_mm at the best of these cubes: what int8 products reach on this machine.
+
+    A small cube goes first; those that would last for seconds at the rate so far are left out. On a CPU without VNNI
+    torch multiplies one number after the other, and the largest would take minutes.
+    """
     best = 0.0
-    for size in sizes:
+    for size in (_SMALL, *sizes):
+        if best and 2 * size**3 / best > _LONG:
+            continue
         a = torch.randint(-127, 128, (size, size), dtype=torch.int8)
         for b in (a, a.T):
             best = max(best, 2 * size**3 / quickest(partial(torch._int_mm, a, b)))
