@@ -43,7 +43,7 @@ struct Tile {
     const i64* a_off;
     const i64* b_off;
     i64 segments, steps;
-    i64 exact;  // steps whose sums of pairs stay in 16 bits, where few_bits; 0: one
+    i64 exact;  // steps whose sums of pairs stay in 16 bits, where few_bits: 2 or more
     const Epilogue* epilogue;  // c takes floats, of as many columns as this says; null: c takes the sums
     bool stream;               // c goes past the caches, where a vector is a line: whole, aligned vectors alone
 };

@@ -36,8 +36,7 @@ float tokens_of(
 SB_EXPORT const char* sb_linear_forward(
     const float* x, sb::i64 x_n, float x_clip, int x_bits, int x_low, int x_high, int x_top, const float* w,
     sb::i64 w_n, float w_clip, int w_bits, int w_low, int w_high, sb::i64 outputs, int w_top, sb::i64 w_block,
-    const void* product,
-    sb::u8* x_packed, float* x_scale, sb::u8* x_places, sb::u8* w_packed, float* w_scale,
+    const void* product, sb::u8* x_packed, float* x_scale, sb::u8* x_places, sb::u8* w_packed, float* w_scale,
     sb::u8* w_exponents, int threads) {
     using namespace sb;
     const Scratch x_codes(x_n), w_codes(w_n);
@@ -74,8 +73,8 @@ SB_EXPORT const char* sb_linear_forward(
 SB_EXPORT const char* sb_linear_backward(
     const float* g, sb::i64 rows, sb::i64 outputs, int tokens, int top, float clip, const sb::i64* stream, int bits,
     sb::i64 inputs, const sb::u8* x_packed, const sb::u8* x_places, int x_bits, int x_signed, int x_top,
-    const sb::u8* w_packed, const sb::u8* w_places, int w_bits, int w_signed, int w_top, sb::i64 w_block, const void* grad_input,
-    const void* grad_weight, const void* grad_bias, int threads) {
+    const sb::u8* w_packed, const sb::u8* w_places, int w_bits, int w_signed, int w_top, sb::i64 w_block,
+    const void* grad_input, const void* grad_weight, const void* grad_bias, int threads) {
     using namespace sb;
     const i64 n = rows * outputs;
     const Scratch codes(n);
