@@ -17,14 +17,22 @@ GemmCall given(const void* call) { return *static_cast<const GemmCall*>(call); }
 template <class T>
 i64 address(const T* p) { return reinterpret_cast<i64>(p); }
 
-// codes: x's to nearest, with an exponent up to `top` for each `row` elements inside of them; gives their step.
-float tokens_of(
-    const float* x, i64 n, i64 row, float clip, int bits, bool with_sign, int high, int top, i8* codes, int threads) {
+struct Tokens {
+    float step;  // of their codes
+    const char* kernel;
+};
+
+// codes: x's, with an exponent up to `top` for each `row` elements inside of them; stream: nullptr rounds to nearest.
+Tokens tokens_of(
+    const float* x, i64 n, i64 row, float clip, const i64* stream, int bits, bool with_sign, int top, i8* codes,
+    int threads) {
     float range;
     sb_amax(x, 1, 1, n, &range, threads);
     range = clipped(range, clip);
-    sb_quantize_tokens(x, n / row, row, &range, nullptr, 1, n, 1, bits, with_sign, top, codes, threads);
-    return range / static_cast<float>(high) / power_of_two(static_cast<u8>(top));
+    const char* kernel =
+        sb_quantize_tokens(x, n / row, row, &range, stream, 1, n, 1, bits, with_sign, top, codes, threads);
+    const int high = (1 << (bits - with_sign)) - 1;
+    return {range / static_cast<float>(high) / power_of_two(static_cast<u8>(top)), kernel};
 }
 
 }  // namespace
@@ -43,7 +51,8 @@ SB_EXPORT const char* sb_linear_forward(
     const i64 inputs = w_n / outputs;
     u8 *qx = x_codes.as<u8>(), *qw = w_codes.as<u8>();
     if (x_top) {
-        *x_scale = tokens_of(x, x_n, inputs, x_clip, x_bits, x_low < 0, x_high, x_top, x_codes.as<i8>(), threads);
+        *x_scale =
+            tokens_of(x, x_n, inputs, x_clip, nullptr, x_bits, x_low < 0, x_top, x_codes.as<i8>(), threads).step;
         sb_pack_tokens(qx, x_n / inputs, inputs, x_bits, x_top, x_packed, x_places, threads);
     } else {
         sb_absmax_codes(x, x_n, x_clip, nullptr, 1, x_n, 1, x_low, x_high, qx, x_scale, threads);
@@ -51,7 +60,8 @@ SB_EXPORT const char* sb_linear_forward(
     }
     std::vector<float> steps(static_cast<size_t>(outputs));
     if (w_block) {
-        *w_scale = tokens_of(w, w_n, w_block, w_clip, w_bits, w_low < 0, w_high, w_top, w_codes.as<i8>(), threads);
+        *w_scale =
+            tokens_of(w, w_n, w_block, w_clip, nullptr, w_bits, w_low < 0, w_top, w_codes.as<i8>(), threads).step;
         std::fill(steps.begin(), steps.end(), *w_scale);
         sb_pack_tokens(qw, w_n / w_block, w_block, w_bits, w_top, w_packed, w_exponents, threads);
     } else {
@@ -80,17 +90,13 @@ SB_EXPORT const char* sb_linear_backward(
     const Scratch codes(n);
     const i8* q = codes.as<i8>();
     std::vector<u8> shift(static_cast<size_t>(outputs));
-    const int high = (1 << (bits - 1)) - 1;
     float step;
     const char* kernel;
     if (tokens) {  // the shift is in the codes
-        sb_amax(g, 1, 1, n, &step, threads);
-        step = clipped(step, clip);
-        kernel = sb_quantize_tokens(
-            g, rows, outputs, &step, stream, 1, n, 1, bits, 1, top, codes.as<i8>(), threads);
-        step = step / static_cast<float>(high) / power_of_two(static_cast<u8>(top));
-        top = 0;
+        const Tokens found = tokens_of(g, n, outputs, clip, stream, bits, true, top, codes.as<i8>(), threads);
+        step = found.step, kernel = found.kernel, top = 0;
     } else {
+        const int high = (1 << (bits - 1)) - 1;
         kernel = sb_shift_codes(
             g, n, outputs, 1, top, clip, stream, 1, n, 1, -high, high, codes.as<i8>(), &step, shift.data(), threads);
     }

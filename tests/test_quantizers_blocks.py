@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import subbyte as sb
 from subbyte import ops
 from subbyte.numerics import IntFormat, draw_stream
-from subbyte.qtensor import QTensor
+from subbyte.qtensor import Inside, QTensor
 from test_fusion import Block, Net, assert_same, images, pair
 
 
@@ -108,10 +108,10 @@ def test_packed_are_the_bits_of_a_code_and_two_a_block():
     assert packed.nbytes == w.numel() // 2 + math.ceil(w.numel() / 8 * 2 / 8) + 4
     back = ops.unpack(packed)
     assert torch.equal(back.codes, q.codes)
-    assert (back.token_top, back.block, back.format) == (q.token_top, q.block, q.format) == (2, 8, IntFormat(6))
+    assert (back.inside, back.format) == (q.inside, q.format) == (Inside(2, 8), IntFormat(6))
     for other in (w[:, :, 0, :2].contiguous()[:5, :3], w.contiguous(memory_format=torch.channels_last), w[0, 0]):
         q = quantizer(other)
-        assert q.block == 0
+        assert q.inside is None
         packed = ops.pack(q)
         assert packed.packed.numel() == math.ceil(other.numel() * 6 / 8)
         assert torch.equal(ops.unpack(packed).codes, q.codes)
@@ -119,9 +119,13 @@ def test_packed_are_the_bits_of_a_code_and_two_a_block():
 
 def test_blocks_of_a_qtensor_fit():
     codes = torch.zeros(3, 8, dtype=torch.int8)
-    for wrong in (dict(block=8), dict(block=5, token_top=2)):
-        with pytest.raises(ValueError, match="blocks of"):
-            QTensor(codes, torch.ones(1, 1), IntFormat(6), **wrong)
+    for wrong, message in (
+        (Inside(2, 5), "blocks of 5"),
+        (Inside(2, -8), "blocks of -8"),
+        (Inside(6, 8), r"1\.\.5, not 6"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            QTensor(codes, torch.ones(1, 1), IntFormat(6), inside=wrong)
 
 
 def test_json_and_names():

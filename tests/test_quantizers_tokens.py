@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import subbyte as sb
 from subbyte import ops
 from subbyte.numerics import RANGE_FLOOR, draw_stream
+from subbyte.qtensor import Inside
 from test_fusion import TOKENS, Block, Net, images, pair
 
 SHAPES = [(6, 5), (3, 4, 5, 7), (2, 3, 8), (2, 16, 3, 2, 2), (1, 1), (5, 1), (1, 9)]
@@ -120,7 +121,7 @@ def test_packed_are_the_bits_of_a_code_and_two_a_token(layout, signed):
     assert kernels.keys() >= {"pack_tokens", "unpack_tokens"}
     assert ops.dispatch.REFERENCE not in kernels.values()
     assert torch.equal(back.codes, q.codes)
-    assert (back.codes.stride(), back.format, back.token_top) == (q.codes.stride(), q.format, q.token_top)
+    assert (back.codes.stride(), back.format, back.inside) == (q.codes.stride(), q.format, Inside(2))
     assert torch.equal(back.scale, q.scale)
     with ops.use_backend("reference"):
         assert torch.equal(ops.pack(q).packed, packed.packed)
@@ -151,9 +152,9 @@ def test_activations_by_tokens_are_made_in_one_pass():
 
 def test_a_qtensor_of_tokens_has_no_shift_beside():
     q = sb.TokenShiftQuant(4, groups=3)(torch.randn(4, 6))
-    with pytest.raises(ValueError, match="token_top must be"):
+    with pytest.raises(ValueError, match="not both"):
         dataclasses.replace(q, shift=torch.zeros(4, 1, dtype=torch.uint8), max_shift=1)
-    assert q.T.token_top == 0  # its tokens lie along the other axis
+    assert q.T.inside is None  # its tokens lie along the other axis
 
 
 def test_nothing_is_clipped_and_the_mean_is_exact():

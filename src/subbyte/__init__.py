@@ -16,7 +16,7 @@ from .fusion import Fusion, fuse_, unfuse_
 from .gain import Gain, fastest_here, gains
 from .numerics import IntFormat, accumulator_bits
 from .observe import arm as observe
-from .qtensor import Emulated, PackedQTensor, QTensor
+from .qtensor import Emulated, Inside, PackedQTensor, QTensor
 from .quantizers import (
     SAWB,
     AbsMax,
@@ -48,6 +48,7 @@ __all__ = [
     "Fusion",
     "Gain",
     "GroupOracle",
+    "Inside",
     "IntFormat",
     "LayerScheme",
     "LearnedStep",

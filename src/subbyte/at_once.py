@@ -14,7 +14,7 @@ from . import ops
 from .numerics import IntFormat
 from .ops.matmul import check_bias
 from .products import MatmulProducts, Products
-from .qtensor import PackedQTensor
+from .qtensor import Inside, PackedQTensor
 from .quantizers import AbsMax, BlockShiftQuant, Quantizer, ShiftQuant, TokenShiftQuant
 from .scheme import LayerScheme
 
@@ -22,9 +22,10 @@ from .scheme import LayerScheme
 def forward(x: Tensor, w: Any, bias: Tensor | None, products: Products, scheme: LayerScheme):
     """(y, x packed, w packed) of x (B, I), w (O, I); None where the layer is not one for ops.linear_forward."""
     qx, qw = scheme.activation, scheme.weight
-    w_top, w_block = _largest_exponent(qw, 0), 0
-    if isinstance(qw, BlockShiftQuant) and isinstance(w, Tensor) and qw.packs(w):
-        w_top, w_block = qw.top, qw.block
+    w_top, w_inside = _largest_exponent(qw, 0), None
+    if isinstance(qw, BlockShiftQuant) and isinstance(w, Tensor):
+        w_inside = qw.inside_of(w)
+        w_top = w_inside.top if w_inside else None
     if type(qx) not in (AbsMax, TokenShiftQuant) or qw is None or w_top is None:
         return None
     assert isinstance(qx, AbsMax | TokenShiftQuant)
@@ -34,21 +35,15 @@ def forward(x: Tensor, w: Any, bias: Tensor | None, products: Products, scheme: 
     if not isinstance(w, Tensor) or not _takes(x) or not _takes(w) or x.shape[1] != w.shape[1]:
         return None
     check_bias(bias, len(w))
-    x_top = qx.top if isinstance(qx, TokenShiftQuant) else 0
+    x_inside = qx.inside if isinstance(qx, TokenShiftQuant) else None
+    x_top, w_block = x_inside.top if x_inside else 0, w_inside.block if w_inside else 0
     y, px, sx, places, pw, sw, e = ops.linear_forward(
         *(x.detach(), w.detach(), bias, x_top, qx.clip, qx.bits, qx.signed),
         *(w_top, w_block, qw.clip, qw.bits, qw.signed),
     )
     ops.note("output", "integer")
-    of_x: dict[str, Any] = dict(places=places, token_top=x_top) if x_top else {}
-    of_w: dict[str, Any] = dict(shift=e, max_shift=w_top) if isinstance(qw, ShiftQuant) else {}
-    if w_block:
-        of_w = dict(places=e, token_top=w_top, block=w_block)
-    return (
-        y,
-        PackedQTensor(px, x.shape, (x.shape[1], 1), sx, IntFormat(qx.bits + x_top, qx.signed), **of_x),
-        PackedQTensor(pw, w.shape, (w.shape[1], 1), sw, IntFormat(qw.bits + (w_block and w_top), qw.signed), **of_w),
-    )
+    shift = (e, w_top) if isinstance(qw, ShiftQuant) else (None, 0)
+    return y, _packed(px, x, sx, qx, x_inside, places), _packed(pw, w, sw, qw, w_inside, e, *shift)
 
 
 def backward(g: Tensor, x: Any, w: Any, sums: bool, products: Products, scheme: LayerScheme, stream: Callable):
@@ -68,8 +63,10 @@ def backward(g: Tensor, x: Any, w: Any, sums: bool, products: Products, scheme: 
     if not _saved(x, False) or not _saved(w, True):
         return None
     clip = getattr(q, "clip", 1.0)
-    of_x = (None, 0) if x is None else (x.places, x.token_top)
-    of_w = (None, 0, 0) if w is None else (w.places, w.token_top, w.block) if w.block else (w.shift, w.max_shift, 0)
+    of_x = (x.places, x.inside.top) if x and x.inside else (None, 0)
+    of_w = (None, 0, 0)
+    if w:
+        of_w = (w.places, w.inside.top, w.inside.block) if w.inside else (w.shift, w.max_shift, 0)
     inputs = (w if x is None else x).shape[1]
     found = ops.linear_backward(
         g, stream(), tokens, top, clip, q.bits, inputs, sums, *_operand(x), *of_x, *_operand(w), *of_w
@@ -78,6 +75,15 @@ def backward(g: Tensor, x: Any, w: Any, sums: bool, products: Products, scheme: 
         if operand is not None:
             ops.note(name, "integer")
     return found
+
+
+def _packed(
+    codes: Tensor, t: Tensor, scale: Tensor, q: Quantizer, inside: Inside | None, places, shift=None, max_shift: int = 0
+) -> PackedQTensor:
+    """t, row-major, as the op packed it."""
+    fmt = IntFormat(q.bits + (inside.top if inside else 0), q.signed)
+    places = places if inside else None
+    return PackedQTensor(codes, t.shape, (t.shape[1], 1), scale, fmt, shift, max_shift, inside, places)
 
 
 def _largest_exponent(q: Quantizer | None, axis: int) -> int | None:
@@ -97,10 +103,10 @@ def _saved(p: Any, by_row: bool) -> bool:
         return True
     if not isinstance(p, PackedQTensor) or p.stride != (p.shape[1], 1) or p.scale.numel() != 1:
         return False
-    if p.places is not None and by_row != (p.block > 0):
+    if p.inside and by_row != (p.inside.block > 0):
         return False
     return p.shift is None or (by_row and p.shift.shape == (p.shape[0], 1))
 
 
 def _operand(p: PackedQTensor | None) -> tuple:
-    return (None, None, 8, True) if p is None else (p.packed, p.scale, p.format.bits - p.token_top, p.format.signed)
+    return (None, None, 8, True) if p is None else (p.packed, p.scale, p.code_bits, p.format.signed)

@@ -225,8 +225,7 @@ class Saver:
                 p.stride,
                 p.format,
                 p.max_shift,
-                p.token_top,
-                p.block,
+                p.inside,
             )
         if isinstance(value, Emulated):
             return "emulated", self._add(value.values), value.format
@@ -264,6 +263,6 @@ class Restorer:
             return self.tensors[rest[0]]
         if kind == "emulated":
             return Emulated(self.tensors[rest[0]], rest[1])
-        packed, scale, shift, places, shape, stride, fmt, max_shift, *inside = rest
+        packed, scale, shift, places, shape, stride, fmt, max_shift, inside = rest
         e, s = (None if i is None else self.tensors[i] for i in (shift, places))
-        return PackedQTensor(self.tensors[packed], shape, stride, self.tensors[scale], fmt, e, max_shift, s, *inside)
+        return PackedQTensor(self.tensors[packed], shape, stride, self.tensors[scale], fmt, e, max_shift, inside, s)

@@ -239,7 +239,7 @@ class _Norm:
             codes, packed, places, saved, mask = passes.norm_relu_tokens(*self.operands, whole, *form)
             q = quantizer.of_codes(codes, whole)
             at_rest = PackedQTensor(
-                packed, codes.shape, codes.stride(), q.scale, q.format, places=places, token_top=q.token_top
+                packed, codes.shape, codes.stride(), q.scale, q.format, inside=q.inside, places=places
             )
             return q, at_rest, saved, mask
         (r, _, _), fmt = ranges_by_channel(quantizer, self.r), quantizer.format

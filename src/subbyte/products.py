@@ -134,7 +134,7 @@ class PairProducts(Products):
 
 def _unsqueezed(q: QTensor, axis: int) -> QTensor:
     shift = None if q.shift is None else q.shift.unsqueeze(axis)
-    return replace(q, codes=q.codes.unsqueeze(axis), scale=q.scale.unsqueeze(axis), shift=shift, token_top=0, block=0)
+    return replace(q, codes=q.codes.unsqueeze(axis), scale=q.scale.unsqueeze(axis), shift=shift, inside=None)
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ class TransposedConvProducts(Products):
             scale = scale.expand(-1, inner, *scale.shape[2:])
         shift = None if w.shift is None else _swap_small(w.shift, groups)
         codes, scale = swap_channels(w.codes, groups), _swap_small(scale, groups)
-        return replace(w, codes=codes, scale=scale, shift=shift, token_top=0, block=0)
+        return replace(w, codes=codes, scale=scale, shift=shift, inside=None)
 
 
 def _folded(w: QTensor) -> QTensor:

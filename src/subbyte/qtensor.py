@@ -16,12 +16,31 @@ from .numerics import MAX_EXPONENT, IntFormat, power_of_two
 S = TypeVar("S", bound="Scaled")
 
 
+@dataclass(frozen=True)
+class Inside:
+    """Exponents inside of codes: those of a token are c 2^(top - e), and at rest they are c and e.
+
+    top    the largest e: fixed by the quantizer's settings, as max_shift is
+    block  > 0: a token is that many elements, one behind the other; 0: an index of all axes but 1
+    """
+
+    top: int
+    block: int = 0
+
+
 class Scaled:
     """What a QTensor and its packed form have in common: a scale and a shift that broadcast to a shape."""
 
     scale: Tensor
+    format: IntFormat
     shift: Tensor | None
     max_shift: int
+    inside: Inside | None
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of a code without the exponent that is inside of it."""
+        return self.format.bits - (self.inside.top if self.inside else 0)
 
     def varies_along(self, axis: int) -> tuple[bool, bool]:
         """(does the scale, does the shift differ along this axis?), judged by shape alone."""
@@ -48,9 +67,7 @@ class QTensor(Scaled):
     scale  float32, broadcastable to codes; 0 for a zero tensor, NaN where the source held NaN or Inf
     shift  uint8, broadcastable to codes and longer than 1 along one axis only, or None; 0 <= shift <= max_shift
     max_shift  the largest exponent that the quantizer may choose: fixed by its settings, never by the data
-    token_top  the same of exponents inside the codes, one for each token (an index of all axes but 1): a token's codes
-               are c 2^(token_top - e), and pack keeps c and e
-    block  > 0: a token is that many elements, one behind the other; codes are contiguous then, and a number of blocks
+    inside  exponents inside of the codes, or None; not beside a shift. Blocks: codes are contiguous, a number of them
 
     >>> q = QTensor(torch.tensor([[1, -7], [3, 0]], dtype=torch.int8), torch.tensor([[0.5]]), IntFormat(4))
     >>> q.dequantize().tolist()
@@ -62,8 +79,7 @@ class QTensor(Scaled):
     format: IntFormat
     shift: Tensor | None = None
     max_shift: int = 0
-    token_top: int = 0
-    block: int = 0
+    inside: Inside | None = None
 
     def __post_init__(self) -> None:
         c, s = self.codes, self.scale
@@ -73,13 +89,8 @@ class QTensor(Scaled):
             raise ValueError(
                 f"scale must be float32 and broadcast to codes {tuple(c.shape)}, not {s.dtype} {tuple(s.shape)}"
             )
-        if not 0 <= self.token_top < self.format.bits or (self.token_top and self.shift is not None):
-            raise ValueError(f"token_top must be 0..{self.format.bits - 1}, and 0 beside a shift, not {self.token_top}")
-        if self.block and (not self.token_top or not c.is_contiguous() or c.numel() % self.block):
-            raise ValueError(
-                f"blocks of {self.block} need a token_top, and contiguous codes that are a number of them: not "
-                f"{self.token_top}, {tuple(c.shape)} with strides {c.stride()}"
-            )
+        if self.inside is not None:
+            self._check(self.inside)
         if not 0 <= self.max_shift <= MAX_EXPONENT:
             raise ValueError(f"max_shift must be 0..{MAX_EXPONENT}, not {self.max_shift}")
         if self.shift is None:
@@ -102,11 +113,23 @@ class QTensor(Scaled):
         """Of the codes."""
         return self.codes.device
 
+    def _check(self, inside: Inside) -> None:
+        c, most = self.codes, self.format.bits - 1
+        if not 1 <= inside.top <= most:
+            raise ValueError(f"exponents inside of {self.format} codes are at most 1..{most}, not {inside.top}")
+        if self.shift is not None:
+            raise ValueError("a QTensor has exponents inside of its codes or a shift, not both")
+        if inside.block < 0 or (inside.block and (not c.is_contiguous() or c.numel() % inside.block)):
+            raise ValueError(
+                f"blocks of {inside.block} need contiguous codes that are a number of them: not {tuple(c.shape)} with "
+                f"strides {c.stride()}"
+            )
+
     @property
     def T(self) -> QTensor:
         """The transposed matrix (last two axes), as views."""
         shift = None if self.shift is None else self.shift.mT
-        return replace(self, codes=self.codes.mT, scale=self.scale.mT, shift=shift, token_top=0, block=0)
+        return replace(self, codes=self.codes.mT, scale=self.scale.mT, shift=shift, inside=None)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """codes * (scale * 2^-shift), computed in float32 (float64 when asked for) and returned as dtype."""
@@ -148,8 +171,8 @@ def _broadcasts(t: Tensor, to: Tensor) -> bool:
 class PackedQTensor(Scaled):
     """A QTensor at rest: its codes packed densely in memory order, ceil(numel * bits / 8) bytes. Made by ops.pack.
 
-    places  of codes with exponents for tokens inside (token_top > 0): how far each token's were shifted right, so that
-            bits - token_top are left; packed as ops.pack_tokens does. block: QTensor's
+    places  where there are exponents inside: how far each token's codes were shifted right, so that code_bits are left;
+            packed as ops.pack_tokens does
     """
 
     packed: Tensor
@@ -159,9 +182,8 @@ class PackedQTensor(Scaled):
     format: IntFormat
     shift: Tensor | None = None
     max_shift: int = 0
+    inside: Inside | None = None
     places: Tensor | None = None
-    token_top: int = 0
-    block: int = 0
 
     @property
     def nbytes(self) -> int:

@@ -6,7 +6,7 @@ B (O, rank) are integer layers that train as any other. What the state_dict of s
     base_codes   uint8, ceil(O I bits / 8): the codes of W, packed as ops.pack does
     base_scale   float32, broadcastable to (O, I)
     base_shift   uint8, only with a quantizer that has a shift; base_places  uint8, only with one that has exponents
-                 inside of its codes (QTensor.token_top)
+                 inside of its codes (QTensor.inside)
     bias         as before, frozen
     lora_A.weight, lora_B.weight
 
@@ -140,7 +140,7 @@ class LoRALinear(Linear):
         self.register_buffer("base_scale", packed.scale.clone())
         self.register_buffer("base_shift", None if packed.shift is None else packed.shift.clone())
         self.register_buffer("base_places", packed.places)
-        form = ("shape", "stride", "format", "max_shift", "token_top", "block")
+        form = ("shape", "stride", "format", "max_shift", "inside")
         self.base_form = {name: getattr(packed, name) for name in form}
         if self.bias is not None:
             self.bias.requires_grad_(False)

@@ -113,11 +113,10 @@ def unpack_codes(packed: Tensor, numel: int, bits: int, signed: bool) -> Tensor:
 def pack(q: QTensor) -> PackedQTensor:
     """The densest form of q's codes, in memory order when they are dense in memory (channels_last stays so)."""
     codes = q.codes if is_dense(q.codes) else q.codes.contiguous()
-    if q.token_top:
-        tokens = codes.view(-1, q.block) if q.block else codes
-        packed, places = pack_tokens(tokens, q.format.bits - q.token_top, q.token_top)
-        inside = dict(places=places, token_top=q.token_top, block=q.block)
-        return PackedQTensor(packed, codes.shape, codes.stride(), q.scale, q.format, **inside)
+    if q.inside:
+        tokens = codes.view(-1, q.inside.block) if q.inside.block else codes
+        packed, places = pack_tokens(tokens, q.code_bits, q.inside.top)
+        return PackedQTensor(packed, codes.shape, codes.stride(), q.scale, q.format, inside=q.inside, places=places)
     flat = codes.as_strided((codes.numel(),), (1,))
     return PackedQTensor(
         pack_codes(flat, q.format.bits), codes.shape, codes.stride(), q.scale, q.format, q.shift, q.max_shift
@@ -126,14 +125,13 @@ def pack(q: QTensor) -> PackedQTensor:
 
 def unpack(p: PackedQTensor) -> QTensor:
     """The inverse of pack, memory format included."""
-    if p.places is not None:
-        bits, size, stride = p.format.bits - p.token_top, p.shape, p.stride
-        if p.block:
-            size, stride = torch.Size((p.shape.numel() // p.block, p.block)), (p.block, 1)
-        codes = unpack_tokens(p.packed, p.places, size, stride, bits, p.format.signed, p.token_top)
-        return QTensor(
-            codes.view(p.shape) if p.block else codes, p.scale, p.format, token_top=p.token_top, block=p.block
-        )
+    if p.inside:
+        assert p.places is not None
+        size, stride, block = p.shape, p.stride, p.inside.block
+        if block:
+            size, stride = torch.Size((p.shape.numel() // block, block)), (block, 1)
+        codes = unpack_tokens(p.packed, p.places, size, stride, p.code_bits, p.format.signed, p.inside.top)
+        return QTensor(codes.view(p.shape) if block else codes, p.scale, p.format, inside=p.inside)
     flat = unpack_codes(p.packed, p.shape.numel(), p.format.bits, p.format.signed)
     return QTensor(flat.as_strided(p.shape, p.stride), p.scale, p.format, p.shift, p.max_shift)
 

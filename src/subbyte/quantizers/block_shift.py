@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..qtensor import QTensor
+from ..qtensor import Inside, QTensor
 from .base import Quantizer, and_clip
 from .token_shift import TokenShiftQuant
 
@@ -61,12 +61,12 @@ class BlockShiftQuant(Quantizer):
         codes = q.codes.flatten()[: x.numel()].view(x.shape)
         if not x.is_contiguous():
             codes = torch.empty_like(x, dtype=codes.dtype).copy_(codes)  # in x's memory order
-        inside = (self.top, self.block) if self.packs(x) else (0, 0)
-        return QTensor(codes, q.scale.view([1] * x.ndim), q.format, None, 0, *inside)
+        return QTensor(codes, q.scale.view([1] * x.ndim), q.format, inside=self.inside_of(x))
 
-    def packs(self, x: Tensor) -> bool:
-        """Can x be packed by blocks?"""
-        return self.top > 0 and x.is_contiguous() and x.numel() % self.block == 0
+    def inside_of(self, x: Tensor) -> Inside | None:
+        """Of x's QTensor; None where x is not contiguous or no number of blocks, and for one group."""
+        whole = x.is_contiguous() and x.numel() % self.block == 0
+        return Inside(self.top, self.block) if self.top and whole else None
 
     def groups_used(self, x: Tensor, q: QTensor) -> int:
         return self._of_rows.groups_used(self._rows(x), q)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import ops
 from ..numerics import IntFormat, clipped, step
-from ..qtensor import QTensor
+from ..qtensor import Inside, QTensor
 from .base import Quantizer, and_clip, check_clip
 
 OPERAND_BITS = 8
@@ -53,6 +53,11 @@ class TokenShiftQuant(Quantizer):
         """The largest exponent."""
         return self.groups - 1
 
+    @property
+    def inside(self) -> Inside | None:
+        """Of the QTensor; None for one group."""
+        return Inside(self.top) if self.top else None
+
     def represent(self, x: Tensor, stream: Tensor | None, r: Tensor | None = None) -> QTensor:
         """r: max |x|, if it is known."""
         if x.ndim < 2:
@@ -67,7 +72,7 @@ class TokenShiftQuant(Quantizer):
     def of_codes(self, codes: Tensor, r: Tensor) -> QTensor:
         """The QTensor of codes that ops.quantize_tokens, or a pass that ends in it, made with the range r."""
         scale, wide = step(r, self.format) * 2.0**-self.top, IntFormat(self.bits + self.top, self.signed)
-        return QTensor(codes, scale, wide, token_top=self.top)
+        return QTensor(codes, scale, wide, inside=self.inside)
 
     def groups_used(self, x: Tensor, q: QTensor) -> int:
         return len(ops.token_exponents(x, self.range_of(ops.amax(x, ops.WHOLE)), self.top).unique())
