@@ -4,6 +4,8 @@
 // one number for each column, and reach at least a vector past the last one.
 #pragma once
 
+#include <type_traits>
+
 #include "norm.h"
 #include "subbyte.h"
 
@@ -28,6 +30,15 @@ struct GradSums {
     i64* product;         // sum g k
     i16 *low[3], *high[3];  // extremes of g where k < 0, k = 0, k > 0
 };
+
+// Calls f with the number of a token's channels: with a constant where those are few, so that a loop over them unrolls. 8
+// are a block of weights, 16 the first stage of a small ResNet.
+template <class F>
+inline void with_channels(i64 channels, const F& f) {
+    if (channels == 8) f(std::integral_constant<i64, 8>{});
+    else if (channels == 16) f(std::integral_constant<i64, 16>{});
+    else f(channels);
+}
 
 // The steps that a token's codes may have: e is the largest exponent whose limit is not below its largest magnitude.
 struct TokenSteps {

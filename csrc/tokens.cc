@@ -96,13 +96,15 @@ void pack_tile(
     const PackKernels& pack, const u8* codes, i64 tokens, i64 channels, int bits, int top, u8* shifted, u8* packed,
     u8* places) {
     u8* by_token = shifted + tokens * channels;
-    for (i64 t = 0; t < tokens; ++t, codes += channels, shifted += channels) {
-        const int by = __builtin_ctz(static_cast<u32>(bits_of(codes, channels)) | 1u << top);
-        shift_right(codes, channels, by, shifted);  // packing drops what lies above
-        by_token[t] = static_cast<u8>(by);
-    }
+    with_channels(channels, [&](auto n) {
+        for (i64 t = 0; t < tokens; ++t) {
+            const int by = __builtin_ctz(static_cast<u32>(bits_of(codes + t * n, n)) | 1u << top);
+            shift_right(codes + t * n, n, by, shifted + t * n);  // packing drops what lies above
+            by_token[t] = static_cast<u8>(by);
+        }
+    });
     pack_run(pack, by_token, tokens, place_bits(top), places);
-    pack_run(pack, shifted - tokens * channels, tokens * channels, bits, packed);
+    pack_run(pack, shifted, tokens * channels, bits, packed);
 }
 
 // tile(first, tokens, worker) for tiles of whole tokens
@@ -147,7 +149,9 @@ SB_EXPORT const char* sb_unpack_tokens(
         u8 *to = codes + first * channels, *by = buffers.of(w);
         unpack_run(*kernel.table, packed + first * channels / 8 * bits, tokens * channels, bits, with_sign, to);
         unpack_run(*kernel.table, places + first / 8 * place_bits(top), tokens, place_bits(top), false, by);
-        for (i64 t = 0; t < tokens; ++t, to += channels) shift_left(to, channels, by[t]);
+        with_channels(channels, [&](auto n) {
+            for (i64 t = 0; t < tokens; ++t) shift_left(to + t * n, n, by[t]);
+        });
     });
     return kernel.name;
 }

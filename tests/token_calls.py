@@ -25,13 +25,15 @@ def token_codes(shape: tuple[int, ...], bits: int, signed: bool, top: int) -> Te
 
 
 def by_token(big: int) -> list[tuple[Tensor, int, bool, int]]:
-    """(codes, bits, signed, top): the channels of a token lie together; fewer than 8 codes, tiles, and what is left."""
+    """(codes, bits, signed, top): the channels of a token lie together; fewer than 8 codes, words, tiles, what is left."""
     found = []
     for form in FORMS:
         image = token_codes((2, 16 * big, 3, 5), *form)
         found += [
             (token_codes((5 * big, 3), *form), *form),
             (token_codes((150 * big, 67), *form), *form),
+            (token_codes((203 * big, 8), *form), *form),  # the blocks of weights; 8 and 16 have loops of their own
+            (token_codes((301 * big, 16), *form), *form),
             (image.contiguous(memory_format=torch.channels_last), *form),
         ]
     return found
