@@ -31,8 +31,8 @@ struct GradSums {
     i16 *low[3], *high[3];  // extremes of g where k < 0, k = 0, k > 0
 };
 
-// Calls f with the number of a token's channels: with a constant where those are few, so that a loop over them unrolls. 8
-// are a block of weights, 16 the first stage of a small ResNet.
+// Calls f with the number of a token's channels: with a constant where those are few, so that a loop over them unrolls.
+// 8 are a block of weights, 16 the first stage of a small ResNet.
 template <class F>
 inline void with_channels(i64 channels, const F& f) {
     if (channels == 8) f(std::integral_constant<i64, 8>{});

@@ -25,7 +25,7 @@ def token_codes(shape: tuple[int, ...], bits: int, signed: bool, top: int) -> Te
 
 
 def by_token(big: int) -> list[tuple[Tensor, int, bool, int]]:
-    """(codes, bits, signed, top): the channels of a token lie together; fewer than 8 codes, words, tiles, what is left."""
+    """(codes, bits, signed, top): channels of a token lie together; fewer than 8 codes, words, tiles, remainders."""
     found = []
     for form in FORMS:
         image = token_codes((2, 16 * big, 3, 5), *form)
