@@ -309,8 +309,9 @@ def small() -> Study:
 
 
 def test_the_summary_says_what_the_rows_say(tmp_path, small):
-    RowFile(tmp_path / "small.jsonl").append(ROWS)
+    RowFile(tmp_path / "small.jsonl").append([*ROWS, row("int6", 0, 0.9, note="begun under another name")])
     text = summarize(small, tmp_path).read_text()
+    assert "- int6, seed 0: begun under another name" in text
     assert "| int4: loss | <= 0.2 points | 0.30 ± 0.66 points (3 seeds) | missed by 0.10 points |" in text
     assert "| int4 | 3 | 90.90 ± 0.43 | -0.30 ± 0.66 | -0.60 | 1.0 |" in text
     assert (tmp_path / "small-variants.png").read_bytes().startswith(b"\x89PNG")

@@ -21,7 +21,7 @@ class Config:
 
     task: str = "cifar10"
     model: str = "resnet20"
-    schemes: tuple[str, ...] = ("float", "int4", "int6", "int4-all", "blocks-w", "groups-w, whole-a", "tokens-a")
+    schemes: tuple[str, ...] = ("float", "int4", "int6", "int4-all", "groups-w, whole-a", "tokens-a")
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 30
     batch_size: int = 128
@@ -39,7 +39,6 @@ EXPECTED = (
     Expected("float baseline", mean("float"), at_least=91.0, factor=100, unit="%"),
     Expected("int4: loss against float", loss("int4"), at_most=0.5, factor=100, unit="points"),
     Expected("int4: loss of the worst seed", worst_loss("int4"), at_most=PAPER_LOSS, factor=100, unit="points"),
-    Expected("blocks-w, which is int4: loss", loss("blocks-w"), at_most=0.5, factor=100, unit="points"),
     Expected("int6: loss against float", loss("int6"), at_most=0.1, factor=100, unit="points"),
     Expected(
         "int4: multiply-accumulates in integers", mean("int4", "integer_share"), at_least=100, factor=100, unit="%"
@@ -65,7 +64,6 @@ WHOLE = AbsMax(4, clip=0.5)
 
 BUILT = {
     "int4-all": int4_all(),
-    "blocks-w": changed("blocks-w"),
     "groups-w, whole-a": changed("groups-w, whole-a", weight=GROUPS, activation=WHOLE),
     "tokens-a": changed("tokens-a", weight=GROUPS, activation=TokenShiftQuant(4, groups=3)),
 }
@@ -96,9 +94,8 @@ STUDY = Study(
     plots=plots,
     notes=(
         "int4: weights, activations and gradients 4 bits, L1 norms in 8-bit codes (6 saved), first and last layer "
-        "8 bits. int4-all: 4 bits everywhere. blocks-w: int4 under the name by which it was first run. groups-w, "
-        "whole-a: int4 with weights in 5 groups of output channels that clip at 0.7, activations with one scale that "
-        "clip at 0.5; tokens-a: these weights, and activations in 3 groups of tokens. "
-        "Accuracy is that of the last epoch, not of the best."
+        "8 bits. int4-all: 4 bits everywhere. groups-w, whole-a: int4 with weights in 5 groups of output channels "
+        "that clip at 0.7, activations with one scale that clip at 0.5; tokens-a: these weights, and activations in "
+        "3 groups of tokens. Accuracy is that of the last epoch, not of the best."
     ),
 )

@@ -102,4 +102,5 @@ def _sources(rows: list[Row]) -> str:
     for what, field in (("commands", "command"), ("commits", "commit"), ("machines", "machine")):
         found = sorted({str(row[field]) for row in rows if row.get(field)})
         lines.append(f"- {what}: " + "; ".join(f"`{value}`" for value in found))
+    lines += [f"- {row['variant']}, seed {row['seed']}: {row['note']}" for row in rows if row.get("note")]
     return "\n".join([*lines, ""])
