@@ -69,6 +69,7 @@ def norm_forward(
     each = n if centred else 1
     axes = [d % x.ndim for d in over]
     mu, d, factor, scale = _reference("norm_constants", s, total, spread, least, greatest, n, each, l2, eps, bits, axes)
+    mu, d, scale = (t.contiguous() for t in (mu, d, scale))  # whatever the layout of r
     beta = torch.zeros_like(one) if beta is None else beta.float()
     y, k = _reference("norm_apply", q, total, factor, each, bits, q_gamma, scale * s_gamma, beta)
     drop = max(bits - saved_bits, 0)
