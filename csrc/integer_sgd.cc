@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu_features.h"
+#include "integer_scalars.h"
 #include "parallel.h"
 #include "quantize.h"
 
@@ -18,28 +19,8 @@ namespace {
 
 Op<QuantizeKernels> random_op{"quantize_sr"};
 
-constexpr int kMantissa = 24, kBias = 150, kNotFinite = 1 << 20;  // integer/floats.py
 constexpr int kCodeBits = 16, kFactorBits = 8, kSumBits = 50, kEmpty = -(1 << 8);
 constexpr i64 kTop = (1 << (kCodeBits - 1)) - 1;
-constexpr i64 kBlock = 1 << 12;  // elements in a task
-constexpr i64 kGrain = 1 << 13;  // elements that are worth a second thread
-
-// right_nearest, n <= 62
-i64 nearest(i64 v, int n) {
-    if (n == 0) return v;
-    return (v + ((i64{1} << (n - 1)) - 1) + ((v >> n) & 1)) >> n;
-}
-
-// shift_by: v / 2^n
-struct Shift {
-    int left, right;
-    i64 limit;
-
-    explicit Shift(i64 n = 0)
-        : left(static_cast<int>(std::clamp<i64>(-n, 0, 61))), right(static_cast<int>(std::clamp<i64>(n, 0, 62))),
-          limit((i64{1} << 61) >> left) {}
-    i64 operator()(i64 v) const { return nearest(std::clamp(v, -limit, limit) * (i64{1} << left), right); }
-};
 
 // The scale of a number: codes 2^e of a signed width.
 struct Scale {
@@ -60,49 +41,13 @@ struct Sum {
     i64 operator()(i64 x, i64 y) const { return a(x) + b(y); }
 };
 
-// A float32 as mantissa 2^e.
-struct Float {
-    i32 m, e;
-
-    explicit Float(float x) {
-        u32 bits;
-        std::memcpy(&bits, &x, sizeof bits);
-        const i32 raw = (bits >> 23) & 0xFF, fraction = bits & 0x7FFFFF;
-        m = raw > 0 ? fraction | 1 << 23 : fraction;
-        if (bits >> 31) m = -m;
-        e = raw == 0xFF ? kNotFinite : std::max(raw, 1) - kBias;
-    }
-};
-
-// from_float of one element, with the tensor's exponent
-i64 code_of(float x, i32 top) {
-    const Float f(x);
-    return nearest(f.m, std::min(top - f.e, 30));
-}
-
-// to_float
-float float_of(i64 code, i64 exponent) {
-    float x = static_cast<float>(code);
-    u32 bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    const u32 sign = bits & 0x80000000u;
-    const i64 raw = ((bits >> 23) & 0xFF) + std::clamp<i64>(exponent, -(1 << 10), 1 << 10);
-    u32 moved = sign | static_cast<u32>(raw) << 23 | (bits & 0x7FFFFF);
-    if (raw >= 0xFF) moved = sign | 0xFFu << 23;
-    if (bits == 0 || raw <= 0) moved = sign;
-    if (exponent > kNotFinite >> 1) moved = 0x7FC00000u;
-    std::memcpy(&x, &moved, sizeof x);
-    return x;
-}
-
 // Sums on their way to kCodeBits: stochastic, by the finest exponent that holds the largest of them.
 struct Rounding {
     int first, rest;  // what is cut off before the 16 bits that decide, and with them
     Scale scale;
 
     Rounding(i64 largest, i64 e) {
-        int drop = 0;
-        while (drop < 63 - (kCodeBits - 1) && largest > kTop << drop) ++drop;
+        const int drop = shift_below(largest, kTop);
         first = std::max(drop - 16, 0), rest = drop - first;
         const bool empty = largest == 0 && e + drop < kNotFinite >> 1;
         scale = {empty ? kEmpty : e + drop, kCodeBits};
@@ -111,18 +56,6 @@ struct Rounding {
         return std::clamp(((v >> first) + (r >> (16 - rest))) >> rest, -kTop, kTop);
     }
 };
-
-// The largest of value(i) over all elements.
-template <class Value>
-i64 largest(int threads, i64 n, i64 least, const Value& value) {
-    std::vector<i64> found(static_cast<size_t>(threads), least);
-    parallel(threads, ceil_div(n, kBlock), [&](i64 task, int worker) {
-        i64 best = least;
-        for (i64 i = task * kBlock; i < std::min((task + 1) * kBlock, n); ++i) best = std::max<i64>(best, value(i));
-        found[static_cast<size_t>(worker)] = std::max(found[static_cast<size_t>(worker)], best);
-    });
-    return *std::max_element(found.begin(), found.end());
-}
 
 }  // namespace
 }  // namespace sb
@@ -133,12 +66,12 @@ SB_EXPORT const char* sb_int_sgd(
     float* w, const float* g, sb::i16* momentum, sb::i32* momentum_e, sb::i64 n, const sb::i64* stream, int moves,
     int rate, int factor, int decays, int decay, int nesterov, int threads) {
     using namespace sb;
-    const int workers = useful_threads(threads, n, kGrain);
+    const int workers = useful_threads(threads, n, kScalarGrain);
     std::vector<u16> random(static_cast<size_t>(2 * n + kRandomSlack));
     random_op.best().table->random_run(static_cast<u64>(*stream), 0, ceil_div<i64>(2 * n, 4), random.data());
 
     const auto top = [&](const float* x) {
-        return static_cast<i32>(largest(workers, n, 1 - kBias, [&](i64 i) { return Float(x[i]).e; }));
+        return static_cast<i32>(largest_of(workers, n, 1 - kBias, [&](i64 i) { return Float(x[i]).e; }));
     };
     const i32 w_e = top(w), g_e = top(g);
     const Scale in_w{w_e, kMantissa + 1}, in_g{g_e, kMantissa + 1}, decayed{w_e - decay, kMantissa + 1};
@@ -151,7 +84,7 @@ SB_EXPORT const char* sb_int_sgd(
         return decays ? decaying(code, code_of(w[i], w_e)) : code;
     };
     const auto sum = [&](i64 i) { return averaging(d(i), i64{momentum[i]} * factor); };
-    const Rounding to_v(largest(workers, n, 0, [&](i64 i) { return std::abs(sum(i)); }), averaging.scale.e);
+    const Rounding to_v(largest_of(workers, n, 0, [&](i64 i) { return std::abs(sum(i)); }), averaging.scale.e);
     std::vector<i16> v(static_cast<size_t>(n));
 
     const Sum ahead = nesterov ? Sum(in_d, {to_v.scale.e - kFactorBits, kCodeBits + kFactorBits}) : Sum();
@@ -161,14 +94,13 @@ SB_EXPORT const char* sb_int_sgd(
         const i64 code = code_of(w[i], w_e), step = v[static_cast<size_t>(i)];
         return moves ? moving(code, -(nesterov ? ahead(d(i), step * factor) : step)) : code;
     };
-    const auto most = largest(workers, n, 0, [&](i64 i) {
+    const auto most = largest_of(workers, n, 0, [&](i64 i) {
         v[static_cast<size_t>(i)] = static_cast<i16>(to_v(sum(i), random[static_cast<size_t>(i)]));
         return std::abs(moved(i));
     });
     const Rounding to_w(most, moves ? moving.scale.e : w_e);
-    parallel(workers, ceil_div(n, kBlock), [&](i64 task, int) {
-        for (i64 i = task * kBlock; i < std::min((task + 1) * kBlock, n); ++i)
-            w[i] = float_of(to_w(moved(i), random[static_cast<size_t>(n + i)]), to_w.scale.e);
+    for_each(workers, n, [&](i64 i) {
+        w[i] = float_of(to_w(moved(i), random[static_cast<size_t>(n + i)]), to_w.scale.e);
     });
     std::memcpy(momentum, v.data(), v.size() * sizeof(i16));
     *momentum_e = static_cast<i32>(to_v.scale.e);

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from chain_calls import CALLS as CHAIN_CALLS
 from constants_calls import CALLS as CONSTANTS_CALLS
+from integer_calls import CALLS as INTEGER_CALLS
 from linear_calls import CALLS as LINEAR_CALLS
 from norm_layer_calls import CALLS as NORM_LAYER_CALLS
 from subbyte import integer, ops
@@ -223,6 +224,8 @@ def int_norm_grad(big: int) -> list[tuple]:
         calls += [
             (g, -g.flip(0), u, v, torch.tensor([1 << 29, -(1 << 29), 12345]), torch.tensor(27, dtype=torch.int32), 8),
             (g, g, u >> 12, v >> 12, torch.tensor([1, 0, -7]), torch.tensor(0, dtype=torch.int32), 4),
+            (g, g, u, v, torch.tensor([1 << 31, -(1 << 31), 1 << 30]), torch.tensor(32, dtype=torch.int32), 8),
+            (g, g, u, v, torch.tensor([1 << 34, -(1 << 34), 1]), torch.tensor(37, dtype=torch.int32), 8),
         ]
     return calls
 
@@ -346,5 +349,5 @@ CALLS["scaled_conv2d_amax"] = scaled_conv2d
 CALLS["scaled_conv2d_grad_input_amax"] = scaled_conv2d_grad_input
 
 CALLS["scaled_conv2d_grad_input_plus"] = scaled_conv2d_grad_input_plus
-CALLS.update(CHAIN_CALLS | CONSTANTS_CALLS | NORM_LAYER_CALLS | LINEAR_CALLS | TOKEN_CALLS)
+CALLS.update(CHAIN_CALLS | CONSTANTS_CALLS | INTEGER_CALLS | NORM_LAYER_CALLS | LINEAR_CALLS | TOKEN_CALLS)
 """op -> its argument lists; the number makes them larger, so that several threads have work."""

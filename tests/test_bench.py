@@ -96,14 +96,17 @@ def test_linear_is_compared_with_torchao(tmp_path):
 def test_steps_and_memory_of_a_small_network(tmp_path):
     path = tmp_path / "rows.jsonl"
     common = ("--quick", "--cases", "smallcnn*", "--rounds", 3, "--json", path, "--out", tmp_path)
-    assert run("step", "--impl", "subbyte/int4", "--impl", "torch-*", *common).exit_code == 0
-    assert run("memory", "--impl", "subbyte/int4", "--impl", "torch-fp32", *common).exit_code == 0
+    ours = ("--impl", "subbyte/int4", "--impl", impls.INTEGER_ONLY)
+    assert run("step", *ours, "--impl", "torch-*", *common).exit_code == 0
+    assert run("memory", *ours, "--impl", "torch-fp32", *common).exit_code == 0
     found = bench.read(path)
     steps = {r.impl: r for r in found if r.bench == "step"}
-    assert set(steps) == {"subbyte/int4", "torch-fp32", "torch-bf16", "torch-fp16"}
-    assert steps["subbyte/int4"].integer_share == 1
+    assert set(steps) == {"subbyte/int4", impls.INTEGER_ONLY, "torch-fp32", "torch-bf16", "torch-fp16"}
+    assert steps["subbyte/int4"].integer_share == steps[impls.INTEGER_ONLY].integer_share == 1
+    assert "int_batch_table_portable" in steps[impls.INTEGER_ONLY].kernels
     assert steps["torch-fp32"].ops == steps["subbyte/int4"].ops > 0
     saved = {r.impl: r.bytes for r in found if r.case.endswith(memory.SAVED)}
+    assert saved[impls.INTEGER_ONLY] < saved["torch-fp32"] / 2
     assert saved["subbyte/int4"] < saved["torch-fp32"]
     added = {r.impl: r.bytes for r in found if r.case.endswith(memory.ADDED)}
     assert added["torch-fp32"] < saved["torch-fp32"]

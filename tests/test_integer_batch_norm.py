@@ -90,7 +90,8 @@ def test_the_widest_sums_stay_in_their_widths() -> None:
         y, _ = bn.affine_table(table, gamma, zero, beta, zero)
         assert y.abs().max() < 1 << 24
         sums = tuple(torch.tensor([v]) for v in (127 * n, 127 * 127 * n, n))
-        c = bn.coefficients(stats, table.fraction, gamma, zero, torch.zeros(1, dtype=torch.int32), sums, n)
+        inverse = stats.inverse, stats.inverse_exponent
+        c = bn.coefficients(*inverse, table.fraction, gamma, zero, torch.zeros(1, dtype=torch.int32), sums, n)
         bracket = (127 << 8) + abs(c.u.item()) + abs(c.v.item())
         assert bracket < 1 << 31
         assert bracket * abs(c.a.item()) < 1 << 62
@@ -132,9 +133,8 @@ def integer_dx(q: Tensor, qg: Tensor, gamma: Tensor, frozen: bool = False, wrong
     g = qg.long()
     sums = None if frozen else (g.sum(0), (g * k).sum(0) + wrong, k.sign().sum(0))
     zero = torch.zeros((), dtype=torch.int32)
-    c = bn.coefficients(
-        stats, table.fraction, gamma, zero, torch.zeros(q.shape[1], dtype=torch.int32), sums, q.shape[0]
-    )
+    inverse, g_e = (stats.inverse, stats.inverse_exponent), torch.zeros(q.shape[1], dtype=torch.int32)
+    c = bn.coefficients(*inverse, table.fraction, gamma, zero, g_e, sums, q.shape[0])
     dx = torch.ops.subbyte.int_norm_grad(qg, k.to(torch.int8), c.u, c.v, c.a, c.shift, bn.GRADIENT_FRACTION)
     return dx.double() * 2.0 ** c.exponent.item()
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import integer_calls
 from op_calls import CALLS, S8, operands, sums
 from subbyte import backends, numerics, ops
 from subbyte.backends import _native
@@ -15,7 +16,7 @@ from subbyte.numerics import IntFormat
 
 NAMES = (
     *("int_amax", "int_quantize", "int_lookup", "int_norm_grad", "int_add", "int_relu", "int_relu_grad"),
-    *("int_squared_errors", "int_sgd"),
+    *("int_squared_errors", "int_sgd", *integer_calls.CALLS),
 )
 PRODUCTS = ("int_conv2d", "int_conv2d_grad_input", "int_conv2d_grad_weight")
 needs_library = pytest.mark.skipif("cpu" not in {b.NAME for b in backends.usable()}, reason="no C++ library")
@@ -39,6 +40,19 @@ def test_every_isa_equals_the_reference(name: str, isa: str) -> None:
             assert ours.dtype == theirs.dtype
             assert ours.stride() == theirs.stride()
             assert torch.equal(ours, theirs)
+
+
+@needs_library
+def test_what_is_no_number_is_the_same_nan() -> None:
+    for name, args in integer_calls.results_not_finite():
+        with ops.use_backend("reference"):
+            want = call(name, args)
+        with ops.use_backend("cpu"):
+            got = call(name, args)
+        for ours, theirs in zip(*((t,) if isinstance(t, Tensor) else t for t in (got, want)), strict=True):
+            assert torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
+        assert name != "int_to_float" or want.isnan().all()
+        assert name == "int_to_float" or torch.cat(want).isnan().any()
 
 
 @pytest.mark.parametrize("backend", ["reference", None])

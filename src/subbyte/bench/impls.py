@@ -1,7 +1,8 @@
 """Who is compared: the names of implementations, the schemes behind ours, and what peers need to run.
 
 Ours: subbyte/<recipe>, with -psq for a free scale for each sample instead of shifts in the same kernels, -fused after
-fuse_. Peers: torch in fp32, bf16 and fp16, torch._int_mm, torchao's int8 training.
+fuse_; int4-integer-only for whole networks alone. Peers: torch in fp32, bf16 and fp16, torch._int_mm, torchao's int8
+training.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ FLOATS = {"torch-fp32": torch.float32, "torch-bf16": torch.bfloat16, "torch-fp16
 RECIPES = ("int4", "int6", "int8")
 PSQ, FUSED = "-psq", "-fused"
 OURS = tuple(f"subbyte/{r}" for r in (*RECIPES, "int4" + PSQ))
+INTEGER_ONLY = "subbyte/int4-integer-only"
 INT_MM, TORCHAO, TORCHAO_COMPILED = "int_mm", "torchao", "torchao-compiled"
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}

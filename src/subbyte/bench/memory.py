@@ -19,7 +19,7 @@ from subbyte.bench import evidence, impls, step
 from subbyte.bench.timing import Refused, Skip
 
 SAVED, ADDED, PEAK = "saved for backward", "saved besides parameters", "peak of the process"
-IMPLS = ("torch-fp32", "torch-bf16", *(f"subbyte/{r}" for r in impls.RECIPES), *step.FUSED)
+IMPLS = ("torch-fp32", "torch-bf16", *(f"subbyte/{r}" for r in impls.RECIPES), *step.FUSED, impls.INTEGER_ONLY)
 _STEPS = 3
 _KIB = 1024
 _CHILD = "import sys; from subbyte.bench.memory import main; main(*sys.argv[1:])"

@@ -1,7 +1,8 @@
 """Suite step: whole training steps, optimizer included: gradients cleared, forward, loss, backward, update.
 
 Networks as in subbyte.models (SGD with momentum) and torch's Transformer encoder (AdamW, no dropout); the update is
-torch's fused one, for all of them. Under bf16 and fp16 the forward is autocast; gradients and update are float32.
+torch's fused one, for all of them but integer-only networks, which have IntegerSGD. Under bf16 and fp16 the forward is
+autocast; gradients and update are float32.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from subbyte import models
 from subbyte.bench import evidence, impls
 from subbyte.bench.timing import Candidate, Case, Prepared, Trial
 from subbyte.convert import quantize_
+from subbyte.integer_only import IntegerOnly
+from subbyte.optim import IntegerSGD
 from subbyte.report import MacCounter
 
 Batch = tuple[Tensor, Tensor]
@@ -32,6 +35,7 @@ class Task:
     layouts   memory formats to choose from
     allowed   float products that stay float in ours
     linears   whether Linears make up the network, so that torchao's int8 training means something
+    integers  the optimizer of an integer-only network, None where integer-only does not know the layers
     """
 
     make: Callable[[], nn.Module]
@@ -41,6 +45,7 @@ class Task:
     layouts: dict[str, torch.memory_format]
     allowed: Collection[str] = ()
     linears: bool = False
+    integers: Callable[..., torch.optim.Optimizer] | None = None
 
 
 def _images(n: int, size: int, classes: int) -> Batch:
@@ -48,12 +53,14 @@ def _images(n: int, size: int, classes: int) -> Batch:
 
 
 def _classifier(name: str, n: int, size: int, classes: int) -> Task:
+    settings = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}
     return Task(
         partial(models.build, name, classes, image_size=size),
         partial(_images, n, size, classes),
         F.cross_entropy,
-        partial(torch.optim.SGD, lr=0.01, momentum=0.9, weight_decay=1e-4, fused=True),
+        partial(torch.optim.SGD, **settings, fused=True),
         impls.LAYOUTS,
+        integers=partial(IntegerSGD, **settings),
     )
 
 
@@ -97,6 +104,8 @@ def _candidates(task: Task) -> list[Candidate]:
     model, batch = task.make(), task.batch()
     ops = 2 * _multiply_accumulates(task, model, batch)
     found = [Candidate(name, partial(_ours, task, model, batch, name), ops) for name in (*impls.OURS, *FUSED)]
+    if task.integers:
+        found.append(Candidate(impls.INTEGER_ONLY, partial(_ours, task, model, batch, impls.INTEGER_ONLY), ops))
     for name, dtype in impls.FLOATS.items():
         found.append(Candidate(name, partial(_floats, task, model, batch, dtype, ops), ops))
     if task.linears:
@@ -115,7 +124,8 @@ def _multiply_accumulates(task: Task, model: nn.Module, batch: Batch) -> int:
 
 def train_step(task: Task, model: nn.Module, batch: Batch, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
     """A function that makes one whole step of this model and returns the loss."""
-    optimizer = task.optimizer(model.parameters())
+    make = task.integers if task.integers and isinstance(model, IntegerOnly) else task.optimizer
+    optimizer = make(model.parameters())
     x, y = batch
 
     def step() -> Tensor:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ..numerics import IntFormat
+from .floats import MANTISSA_BITS, mantissas, to_float
 from .norm import L1_FACTOR_BITS, L1_FACTOR_FIXED, RECIPROCAL_BITS, l1_reciprocal
 from .shifts import right_nearest, shift_by, shift_to_fit
 
@@ -146,21 +147,29 @@ class Coefficients:
 
 
 def coefficients(
-    stats: Statistics, fraction: Tensor, gamma: Tensor, gamma_e: Tensor, g_e: Tensor, sums: tuple | None, n: int
+    inverse: Tensor,
+    inverse_exponent: Tensor,
+    fraction: Tensor,
+    gamma: Tensor,
+    gamma_e: Tensor,
+    g_e: Tensor,
+    sums: tuple | None,
+    n: int,
 ) -> Coefficients:
     """The coefficients of dx for g = q_g 2^g_e, g_e (C,). One integer division for each mean.
 
+    inverse, inverse_exponent    of Statistics; fraction: of Normalized
     sums    (sum q_g, sum q_g k, sum sign(k)), (C,) int64; None where the statistics are constants (buffers)
     """
     if sums is None:
-        u = v = torch.zeros_like(stats.offset)
+        u = v = torch.zeros_like(inverse)
     else:
         sum_g, sum_gk, sum_sign = sums
         # v = c mean(q_g xhat), u = mean q_g - v mean t; 2^(8 - f) >= 4
         v = divide(L1_FACTOR_FIXED * (sum_gk << (GRADIENT_FRACTION - fraction)), n << L1_FACTOR_BITS)
         u = divide((sum_g << GRADIENT_FRACTION) - v * sum_sign, n)
-    factor = gamma.to(torch.int64) * stats.inverse  # 25 bits
-    e = stats.inverse_exponent + gamma_e + g_e
+    factor = gamma.to(torch.int64) * inverse  # 25 bits
+    e = inverse_exponent + gamma_e + g_e
     top = e.amax() + 25 - _FACTOR
     a = shift_by(factor, top - e)
     bound = ((127 << GRADIENT_FRACTION) + u.abs() + v.abs()) * a.abs()
@@ -189,6 +198,26 @@ def blend(old: Tensor, old_e: Tensor, new: Tensor, new_e: Tensor, weight: int) -
     total = shift_by(old.to(torch.int64), e - old_e) * ((1 << 16) - weight) + shift_by(new, e - new_e) * weight
     m, drop = to_bits(total, 24)
     return m, e - 16 + drop
+
+
+def running_statistics(
+    mean: Tensor, var: Tensor, total: Tensor, spread: Tensor, step: Tensor, n: int, weight: int
+) -> tuple[Tensor, Tensor]:
+    """(running_mean, running_var), float32, after a batch of n codes with S, A and steps 2^step; weight 2^-16 of it.
+
+    mean <- S / n,  var <- D^2 with D = c A / n^2: each blended with what it was.
+    """
+    new = divide(total << GRADIENT_FRACTION, n)
+    d = divide(L1_FACTOR_FIXED * spread, n * n)  # in 2^-14 steps
+    return (
+        _blended(mean, new, step - GRADIENT_FRACTION, weight),
+        _blended(var, d * d, 2 * (step - L1_FACTOR_BITS), weight),
+    )
+
+
+def _blended(buffer: Tensor, value: Tensor, exponent: Tensor, weight: int) -> Tensor:
+    v, drop = to_bits(value, MANTISSA_BITS)
+    return to_float(*blend(*mantissas(buffer), v, exponent + drop, weight))
 
 
 def to_bits(v: Tensor, bits: int) -> tuple[Tensor, Tensor]:

@@ -106,13 +106,13 @@ class Memory:
 
 def from_float(x: Tensor) -> IntTensor:
     """A float tensor as 24-bit integers: the image that enters, the gradient of the loss, a Parameter."""
-    codes, exponent = integer.from_float(x)
-    return IntTensor(codes.contiguous(), exponent, (1 << integer.MANTISSA_BITS) - 1)
+    codes, exponent = ops.int_from_float(x.detach())
+    return IntTensor(codes, exponent, (1 << integer.MANTISSA_BITS) - 1)
 
 
 def to_float(t: IntTensor) -> Tensor:
     """The tensor as float32, rounded to 24 bits below its largest element: the logits."""
-    return integer.round_to_float(t.codes, t.exponent)
+    return ops.int_to_float(t.codes, t.exponent)
 
 
 def carry(sums: Tensor, exponent: Tensor, bound: int) -> IntTensor:
@@ -142,7 +142,7 @@ def quantize(
     every channel; what lies beyond is clipped.
     """
     largest = ops.int_amax(t.codes, 1 if groups > 1 else ops.WHOLE)
-    needed = (integer.shift_to_fit(largest, fmt).to(torch.int32) - halvings).clamp(min=0)
+    needed = (ops.int_shift_to_fit(largest, fmt.bits, fmt.signed) - halvings).clamp(min=0)
     base = needed.amax().view([1] * needed.ndim) if needed.numel() else needed.new_zeros([1] * needed.ndim)
     if stream is None and fmt.bits <= CLIPPED_BITS and needed.numel() == 1:
         every = _every(t.codes.numel())
@@ -189,7 +189,7 @@ def remembered(memory: Memory, errors: Tensor, top: Tensor, largest: Tensor, exp
 
 def quantize_channels(t: IntTensor, fmt: IntFormat, stream: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(codes, exponents (C,)): each channel of axis 1 has a scale of its own, where no sum mixes channels."""
-    shift = integer.shift_to_fit(ops.int_amax(t.codes, 1), fmt).to(torch.int32)
+    shift = ops.int_shift_to_fit(ops.int_amax(t.codes, 1), fmt.bits, fmt.signed)
     codes = ops.int_quantize(t.codes, shift, stream, fmt.bits, fmt.signed)
     return codes, t.exponent + shift.flatten()
 

@@ -84,7 +84,7 @@ class _Network(torch.autograd.Function):
         ctx.run.saved = ()
         wanted = ctx.needs_input_grad[4:]
         found = [
-            integer.round_to_float(*gradients[name]) if want and name in gradients else None
+            ops.int_to_float(*gradients[name]) if want and name in gradients else None
             for name, want in zip(ctx.run.program.parameters, wanted, strict=True)
         ]
         return None, None, None, None if dx is None else carrier.to_float(dx).to(ctx.dtype), *found

@@ -35,42 +35,47 @@ def batch_norm(call: Call, x: IntTensor):
     dims = [i for i in range(len(x.shape)) if i != 1]
     q, step = carrier.quantize_channels(x, scheme.format("input"))
     frozen = not m.training and m.running_mean is not None
+    input_format, normalized = scheme.format("input"), scheme.format("normalized")
     if frozen:
-        eps = _number(m.eps)
-        stats = bn.buffer_statistics(*integer.mantissas(m.running_mean), *integer.mantissas(m.running_var), eps, step)
+        buffers = *integer.mantissas(m.running_mean), *integer.mantissas(m.running_var)
+        stats = bn.buffer_statistics(*buffers, _number(m.eps), step)
+        xhat = bn.normalized_table(stats, input_format, normalized)
+        k_table, fraction, inverse, inverse_e = xhat.k, xhat.fraction, stats.inverse, stats.inverse_exponent
     else:
         if n <= 1:
             raise ValueError(f"batch statistics need more than 1 value per channel, input {tuple(x.shape)}")
-        total, spread, least, greatest = (t.flatten() for t in norm_stats(q, dims, False))
-        stats = bn.batch_statistics(total, spread, torch.maximum(n * greatest - total, total - n * least), n)
+        sums = [t.flatten() for t in norm_stats(q, dims, False)]
+        form = n, input_format.signed, normalized.bits
+        k_table, fraction, inverse, inverse_e = ops.int_batch_table(*sums, *form)
         if m.training and m.track_running_stats and m.running_mean is not None:
-            _track(m, total, spread, step, n)
-    xhat = bn.normalized_table(stats, scheme.format("input"), scheme.format("normalized"))
+            _track(m, sums[0], sums[1], step, n)
     gamma, gamma_e = _gamma(m, channels, scheme, x.codes.device)
     beta = carrier.from_float(m.bias) if m.bias is not None else None
     zero = torch.zeros(channels, dtype=torch.int32, device=x.codes.device)
     lowest = torch.full((), -(1 << 10), dtype=torch.int32, device=x.codes.device)
-    table, e = bn.affine_table(xhat, gamma, gamma_e, *((beta.codes, beta.exponent) if beta else (zero, lowest)))
+    offset = (beta.codes, beta.exponent) if beta else (zero, lowest)
+    table, e = ops.int_affine_table(k_table, fraction, gamma, gamma_e, *offset)
     y = IntTensor(ops.int_lookup(q, table), carrier.unless_finite(x.exponent, e), 1 << bn.AFFINE_BITS)
     # Tables and scales are small, and the closure's; the codes are torch's to keep.
     codes, x_e = call.save(q) if call.keep else never, x.exponent
 
     def backward(g: IntTensor):
         qg, g_e = carrier.quantize_channels(g, scheme.format("gradient"), call.stream())
-        k = ops.int_lookup(codes(), xhat.k)
+        k = ops.int_lookup(codes(), k_table)
         one = torch.ones([1] * qg.ndim, dtype=torch.int8, device=qg.device)
         sum_g, sum_gk, sum_sign, _, _ = (t.flatten() for t in norm_grad_stats(qg, k, one, dims, dims))
         if m.weight is not None and m.weight.requires_grad:
-            call.gradient("weight", *_one_exponent(sum_gk, g_e - xhat.fraction))
+            call.gradient("weight", *_one_exponent(sum_gk, g_e - fraction))
         if m.bias is not None and m.bias.requires_grad:
             call.gradient("bias", *_one_exponent(sum_g, g_e))
         if not call.wanted[0]:
             return (None,)
-        over_batch = None if frozen else (sum_g, sum_gk, sum_sign)
+        over_batch = (None,) * 3 if frozen else (sum_g, sum_gk, sum_sign)
         # 1 / D is in steps of q, and a step is 2^step
-        c = bn.coefficients(stats, xhat.fraction, gamma, gamma_e, g_e - step, over_batch, n)
-        dx = ops.int_norm_grad(qg, k, c.u, c.v, c.a, c.shift, bn.GRADIENT_FRACTION)
-        return (IntTensor(dx, carrier.unless_finite(x_e, c.exponent), carrier.LIMIT),)
+        scales = inverse, inverse_e, fraction, gamma, gamma_e, g_e - step
+        *coefficients, exponent = ops.int_norm_coefficients(*scales, *over_batch, n)
+        dx = ops.int_norm_grad(qg, k, *coefficients, bn.GRADIENT_FRACTION)
+        return (IntTensor(dx, carrier.unless_finite(x_e, exponent), carrier.LIMIT),)
 
     return y, backward
 
@@ -104,13 +109,6 @@ def _track(m: Any, total: Tensor, spread: Tensor, step: Tensor, n: int) -> None:
         weight = round(m.momentum * (1 << MOMENTUM_BITS))
     else:
         weight = (1 << MOMENTUM_BITS) // int(m.num_batches_tracked)
-    mean = bn.divide(total << bn.GRADIENT_FRACTION, n)
-    d = bn.divide(integer.L1_FACTOR_FIXED * spread, n * n)  # in 2^-14 steps
-    _blend(m.running_mean, mean, step - bn.GRADIENT_FRACTION, weight)
-    _blend(m.running_var, d * d, 2 * (step - integer.L1_FACTOR_BITS), weight)
-
-
-def _blend(buffer: Tensor, value: Tensor, exponent: Tensor, weight: int) -> None:
-    v, drop = bn.to_bits(value, integer.MANTISSA_BITS)
-    blended, e = bn.blend(*integer.mantissas(buffer), v, exponent + drop, weight)
-    buffer.copy_(integer.to_float(blended, e))
+    new = ops.int_running_statistics(m.running_mean, m.running_var, total, spread, step, n, weight)
+    m.running_mean.copy_(new[0])
+    m.running_var.copy_(new[1])

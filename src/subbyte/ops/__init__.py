@@ -16,6 +16,15 @@ from .conv import (
     memory_format,
 )
 from .dispatch import BackendError, covered, last_kernel, note, recording, registered, use_backend
+from .integer_constants import (
+    int_affine_table,
+    int_batch_table,
+    int_from_float,
+    int_norm_coefficients,
+    int_running_statistics,
+    int_shift_to_fit,
+    int_to_float,
+)
 from .integer_conv import int_conv2d, int_conv2d_grad_input, int_conv2d_grad_weight
 from .integer_sgd import int_sgd
 from .integers import (
@@ -54,18 +63,25 @@ __all__ = [
     "conv2d_grad_weight",
     "covered",
     "int_add",
+    "int_affine_table",
     "int_amax",
+    "int_batch_table",
     "int_conv2d",
     "int_conv2d_grad_input",
     "int_conv2d_grad_weight",
+    "int_from_float",
     "int_lookup",
     "int_matmul",
+    "int_norm_coefficients",
     "int_norm_grad",
     "int_quantize",
     "int_relu",
     "int_relu_grad",
+    "int_running_statistics",
     "int_sgd",
+    "int_shift_to_fit",
     "int_squared_errors",
+    "int_to_float",
     "last_kernel",
     "linear_backward",
     "linear_forward",
