@@ -260,23 +260,23 @@ private:
         }
         // A scale that differs along the inputs as well is a column of its own for each of them.
         const i64 rows = call_.scale_stride[1] ? 1 : c1 - c0, first = group * outputs_;
-        float* scale = scratch<float>(Slot::scale, padded_);
+        float* scale = call_.sums_only() ? nullptr : scratch<float>(Slot::scale, padded_);
         for (i64 c = c0; c < c1; c += rows) {
-            for (i64 o = 0; o < padded_ && !call_.sums_only(); ++o)
+            for (i64 o = 0; scale && o < padded_; ++o)
                 scale[o] = call_.scales()[(first + std::min(o, outputs_ - 1)) * call_.scale_stride[0] +
                                           c * call_.scale_stride[1]];
             u8* sums = total + (c - c0) * taps_ * padded_ * element_;
             Finish f{sums, call_.wide != 0, padded_, rows * taps_, {nullptr, scale, nullptr, nullptr, outputs_},
                      call_.at((first * inputs_ + c) * taps_), 1, inputs_ * taps_};
             if (!call_.channels_last) {
-                call_.sums_only() ? store_sums(f) : k_.finish(f);
+                k_.finish(f);
                 continue;
             }
             f.acc_row = taps_ * padded_, f.rows = rows;
             for (i64 tap = 0; tap < taps_; ++tap) {  // (O, taps, C/groups)
                 f.acc = sums + tap * padded_ * element_;
                 f.out = call_.at((first * taps_ + tap) * inputs_ + c);
-                call_.sums_only() ? store_sums(f) : k_.finish(f);
+                k_.finish(f);
             }
         }
     }

@@ -261,7 +261,7 @@ private:
             Finish f{sums + sum_bytes * (n - n0) * image_sums, call_.wide != 0, padded_, pixels, epilogues[n - n0],
                      output(n, group, h0 * cols_.dst), 1, rows_.dst * cols_.dst};
             if (call_.channels_last) f.out_row = channels_, f.out_col = 1;
-            call_.sums_only() ? store_sums(f) : k_.finish(f);
+            k_.finish(f);
         }
     }
 
@@ -295,8 +295,8 @@ private:
         std::vector<Epilogue> all;
         for (i64 d = 0; given && d < padded_; ++d) bias[d] = given[first + std::min(d, window_.targets - 1)];
         for (i64 i = 0; i < n1 - n0; ++i) {
-            float* own = scale + (i < sets ? i : 0) * padded_;
-            for (i64 d = 0; !call_.sums_only() && i < sets && d < padded_; ++d)
+            float* own = call_.sums_only() ? nullptr : scale + (i < sets ? i : 0) * padded_;
+            for (i64 d = 0; own && i < sets && d < padded_; ++d)
                 own[d] = call_.scales()[(n0 + i) * call_.scale_stride[0] +
                                         (first + std::min(d, window_.targets - 1)) * call_.scale_stride[1]];
             all.push_back({nullptr, own, given ? bias : nullptr, amax ? amax + group * padded_ : nullptr,

@@ -25,7 +25,7 @@ constexpr int kMaxLanes = 16;   // W of the widest vector
 // How a tile's sums become floats as they are stored: float32(sum) * (row_scale[i] * col_scale[j]), then + bias[j].
 struct Epilogue {
     const float* row_scale;  // or null
-    const float* col_scale;  // padded to whole vectors, as are bias and amax; null for store_sums
+    const float* col_scale;  // padded to whole vectors, as are bias and amax; null: the sums, as they are
     const float* bias;       // or null
     i32* amax;               // amax[j] = max(amax[j], bits of |out[i, j]|); or null
     i64 cols;                // that are stored
@@ -78,7 +78,7 @@ struct Finish {
     bool wide;
     i64 acc_row, rows;
     Epilogue epilogue;
-    float* out;
+    float* out;            // or sums of acc's type, where there is no scale
     i64 out_row, out_col;  // one of them is 1
     i64 cols() const { return epilogue.cols; }
 };

@@ -210,29 +210,6 @@ void run_chunks(const ProductKernels& k, const std::vector<Chunk>& chunks, bool 
     }
 }
 
-namespace {
-
-template <class Acc>
-void store_sums_as(const Finish& f) {
-    constexpr i64 kSquare = 16;  // so that a transposition reads and writes whole cache lines
-    const Acc* acc = static_cast<const Acc*>(f.acc);
-    Acc* out = reinterpret_cast<Acc*>(f.out);
-    for (i64 j0 = 0; j0 < f.cols(); j0 += kSquare)
-        for (i64 i0 = 0; i0 < f.rows; i0 += kSquare)
-            for (i64 j = j0; j < std::min(j0 + kSquare, f.cols()); ++j)
-                for (i64 i = i0; i < std::min(i0 + kSquare, f.rows); ++i)
-                    out[i * f.out_row + j * f.out_col] = acc[i * f.acc_row + j];
-}
-
-}  // namespace
-
-void store_sums(const Finish& f) {
-    if (f.wide)
-        store_sums_as<i64>(f);
-    else
-        store_sums_as<i32>(f);
-}
-
 void* scratch(Slot slot, size_t bytes) {
     struct Arena {
         void* block[static_cast<int>(Slot::count)] = {};

@@ -115,9 +115,6 @@ inline bool in_one_run(const std::vector<Chunk>& chunks, bool wide, const Correc
     return chunks.size() == 1 && !wide && chunks[0].shift == 0 && !correct.has_rows();
 }
 
-// The sums of `f` as they are, int32 or int64, to f.out: where an output has no scale.
-void store_sums(const Finish& f);
-
 // The part of `t` that one chunk takes.
 Tile chunk_tile(Tile t, const Chunk& chunk);
 
