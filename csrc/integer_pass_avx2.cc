@@ -1,5 +1,6 @@
-// integer_pass for AVX2. The body is integer_pass.inc.
+// integer_pass and int_sgd for AVX2. The bodies are integer_pass.inc and integer_sgd.inc.
 #include "integer_pass.h"
+#include "integer_sgd.h"
 #include "cpu_features.h"
 
 #if SB_X86
@@ -7,6 +8,7 @@ SB_TARGET_BEGIN_AVX2
 namespace sb::avx2 {
 namespace {
 #include "integer_pass.inc"
+#include "integer_sgd.inc"
 }  // namespace
 }  // namespace sb::avx2
 SB_TARGET_END
@@ -15,5 +17,7 @@ namespace sb::avx2 {
 static const IntegerPassKernels kernels{largest, nearest, stochastic, norm_grad, add,
                                         add_value, relu, relu_grad, squared_error};
 static const Register registered_integer_pass{"integer_pass", Isa::avx2, "integer_pass_avx2", &kernels};
+static const IntegerSgdKernels sgd{exponent, sums, momentum, weights};
+static const Register registered_int_sgd{"int_sgd", Isa::avx2, "int_sgd_avx2", &sgd};
 }  // namespace sb::avx2
 #endif

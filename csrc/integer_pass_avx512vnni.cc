@@ -1,5 +1,6 @@
-// integer_pass for AVX512VNNI. The body is integer_pass.inc.
+// integer_pass and int_sgd for AVX512VNNI. The bodies are integer_pass.inc and integer_sgd.inc.
 #include "integer_pass.h"
+#include "integer_sgd.h"
 #include "cpu_features.h"
 
 #if SB_X86
@@ -7,6 +8,7 @@ SB_TARGET_BEGIN_AVX512VNNI
 namespace sb::avx512vnni {
 namespace {
 #include "integer_pass.inc"
+#include "integer_sgd.inc"
 }  // namespace
 }  // namespace sb::avx512vnni
 SB_TARGET_END
@@ -15,5 +17,7 @@ namespace sb::avx512vnni {
 static const IntegerPassKernels kernels{largest, nearest, stochastic, norm_grad, add,
                                         add_value, relu, relu_grad, squared_error};
 static const Register registered_integer_pass{"integer_pass", Isa::avx512vnni, "integer_pass_avx512vnni", &kernels};
+static const IntegerSgdKernels sgd{exponent, sums, momentum, weights};
+static const Register registered_int_sgd{"int_sgd", Isa::avx512vnni, "int_sgd_avx512vnni", &sgd};
 }  // namespace sb::avx512vnni
 #endif

@@ -4,23 +4,20 @@
 // what momentum and weights are rounded to depends on the largest of their sums. So there are three passes over the
 // operands behind those that find the exponents of w and g, and each of them computes anew the sums that it needs: no
 // sum is ever in memory.
-#include <algorithm>
-#include <cstdlib>
+#include "integer_sgd.h"
+
 #include <cstring>
-#include <vector>
 
 #include "cpu_features.h"
-#include "integer_scalars.h"
-#include "parallel.h"
 #include "quantize.h"
 
 namespace sb {
 namespace {
 
+Op<IntegerSgdKernels> op{"int_sgd"};
 Op<QuantizeKernels> random_op{"quantize_sr"};
 
-constexpr int kCodeBits = 16, kFactorBits = 8, kSumBits = 50, kEmpty = -(1 << 8);
-constexpr i64 kTop = (1 << (kCodeBits - 1)) - 1;
+constexpr int kFactorBits = 8, kSumBits = 50, kEmpty = -(1 << 8);
 
 // The scale of a number: codes 2^e of a signed width.
 struct Scale {
@@ -28,34 +25,32 @@ struct Scale {
     int bits;
 };
 
-// The sum of two numbers in kSumBits.
-struct Sum {
-    Shift a, b;
-    Scale scale{0, kSumBits};
+// From one scale to another, on which the codes have kSumBits at most.
+Align align(Scale from, i64 e) {
+    const i64 right = e - from.e;
+    return {static_cast<int>(std::max<i64>(-right, 0)), static_cast<int>(std::clamp<i64>(right, 0, kSumBits + 2))};
+}
 
-    Sum() = default;
-    Sum(Scale x, Scale y) {
-        scale.e = std::max(x.e + x.bits, y.e + y.bits) - (kSumBits - 1);
-        a = Shift(scale.e - x.e), b = Shift(scale.e - y.e);
-    }
-    i64 operator()(i64 x, i64 y) const { return a(x) + b(y); }
-};
+// The scale of a sum, and how its terms get there.
+Scale sum(Scale a, Scale b, Align* to_a, Align* to_b) {
+    const i64 e = std::max(a.e + a.bits, b.e + b.bits) - (kSumBits - 1);
+    *to_a = align(a, e), *to_b = align(b, e);
+    return {e, kSumBits};
+}
 
-// Sums on their way to kCodeBits: stochastic, by the finest exponent that holds the largest of them.
-struct Rounding {
-    int first, rest;  // what is cut off before the 16 bits that decide, and with them
-    Scale scale;
+// No sum: the first term as it is, without the second.
+Scale alone(Scale a, Align* to_a, Align* to_b) {
+    *to_a = {}, *to_b = {0, 0, 0};
+    return a;
+}
 
-    Rounding(i64 largest, i64 e) {
-        const int drop = shift_below(largest, kTop);
-        first = std::max(drop - 16, 0), rest = drop - first;
-        const bool empty = largest == 0 && e + drop < kNotFinite >> 1;
-        scale = {empty ? kEmpty : e + drop, kCodeBits};
-    }
-    i64 operator()(i64 v, u16 r) const {
-        return std::clamp(((v >> first) + (r >> (16 - rest))) >> rest, -kTop, kTop);
-    }
-};
+// Stochastic, by the finest exponent that holds the largest of the sums.
+Scale rounded(i64 largest, i64 e, Cut* cut) {
+    const int drop = shift_below(largest, kCodeTop);
+    *cut = {std::max(drop - 16, 0), std::min(drop, 16)};
+    const bool empty = largest == 0 && e + drop < kNotFinite >> 1;
+    return {empty ? kEmpty : e + drop, kCodeBits};
+}
 
 }  // namespace
 }  // namespace sb
@@ -66,43 +61,68 @@ SB_EXPORT const char* sb_int_sgd(
     float* w, const float* g, sb::i16* momentum, sb::i32* momentum_e, sb::i64 n, const sb::i64* stream, int moves,
     int rate, int factor, int decays, int decay, int nesterov, int threads) {
     using namespace sb;
+    const auto kernel = op.best();
+    const auto random = random_op.best();
+    const IntegerSgdKernels& k = *kernel.table;
     const int workers = useful_threads(threads, n, kScalarGrain);
-    std::vector<u16> random(static_cast<size_t>(2 * n + kRandomSlack));
-    random_op.best().table->random_run(static_cast<u64>(*stream), 0, ceil_div<i64>(2 * n, 4), random.data());
-
-    const auto top = [&](const float* x) {
-        return static_cast<i32>(largest_of(workers, n, 1 - kBias, [&](i64 i) { return Float(x[i]).e; }));
+    // the largest that block(begin, length, the best so far) makes of the elements
+    const auto most = [&](i64 least, const auto& block) {
+        std::vector<i64> found(static_cast<size_t>(workers), least);
+        parallel(workers, ceil_div(n, kScalarBlock), [&](i64 task, int worker) {
+            const i64 begin = task * kScalarBlock;
+            i64& best = found[static_cast<size_t>(worker)];
+            best = block(begin, std::min(kScalarBlock, n - begin), best);
+        });
+        return *std::max_element(found.begin(), found.end());
     };
-    const i32 w_e = top(w), g_e = top(g);
-    const Scale in_w{w_e, kMantissa + 1}, in_g{g_e, kMantissa + 1}, decayed{w_e - decay, kMantissa + 1};
+    // random numbers first, first + 1 .. of the stream
+    struct Drawn {
+        u16 numbers[kScalarBlock + 8 + kRandomSlack];
+        const u16* at;
+    };
+    const auto draw = [&](Drawn& drawn, i64 first, i64 count) {
+        const i64 skipped = first % 4;
+        random.table->random_run(
+            static_cast<u64>(*stream), static_cast<u64>(first / 4), ceil_div<i64>(skipped + count, 4), drawn.numbers);
+        drawn.at = drawn.numbers + skipped;
+    };
+
+    SgdStep s{};
+    const auto exponent = [&](const float* x) {
+        return static_cast<i32>(most(1 - kBias, [&](i64 i, i64 count, i64 best) {
+            return i64{k.exponent(x + i, count, static_cast<i32>(best))};
+        }));
+    };
+    s.w_e = exponent(w), s.g_e = exponent(g);
+    s.factor = factor, s.v_factor = nesterov ? factor : 1;
+    const Scale in_w{s.w_e, kMantissa + 1}, in_g{s.g_e, kMantissa + 1};
     const Scale slowed{i64{*momentum_e} - kFactorBits, kCodeBits + kFactorBits};
-    const Sum decaying = decays ? Sum(in_g, decayed) : Sum();
-    const Scale in_d = decays ? decaying.scale : in_g;
-    const Sum averaging(in_d, slowed);
-    const auto d = [&](i64 i) {
-        const i64 code = code_of(g[i], g_e);
-        return decays ? decaying(code, code_of(w[i], w_e)) : code;
-    };
-    const auto sum = [&](i64 i) { return averaging(d(i), i64{momentum[i]} * factor); };
-    const Rounding to_v(largest_of(workers, n, 0, [&](i64 i) { return std::abs(sum(i)); }), averaging.scale.e);
-    std::vector<i16> v(static_cast<size_t>(n));
-
-    const Sum ahead = nesterov ? Sum(in_d, {to_v.scale.e - kFactorBits, kCodeBits + kFactorBits}) : Sum();
-    const Scale in_u = nesterov ? ahead.scale : to_v.scale;
-    const Sum moving = moves ? Sum(in_w, {in_u.e - rate, in_u.bits}) : Sum();
-    const auto moved = [&](i64 i) {
-        const i64 code = code_of(w[i], w_e), step = v[static_cast<size_t>(i)];
-        return moves ? moving(code, -(nesterov ? ahead(d(i), step * factor) : step)) : code;
-    };
-    const auto most = largest_of(workers, n, 0, [&](i64 i) {
-        v[static_cast<size_t>(i)] = static_cast<i16>(to_v(sum(i), random[static_cast<size_t>(i)]));
-        return std::abs(moved(i));
+    const Scale in_d = decays ? sum(in_g, {s.w_e - i64{decay}, kMantissa + 1}, &s.g_in_d, &s.w_in_d)
+                              : alone(in_g, &s.g_in_d, &s.w_in_d);
+    const Scale in_sum = sum(in_d, slowed, &s.d_in_sum, &s.m_in_sum);
+    const i64 largest = most(0, [&](i64 i, i64 count, i64 best) {
+        return k.sums(s, w + i, g + i, momentum + i, count, best);
     });
-    const Rounding to_w(most, moves ? moving.scale.e : w_e);
-    for_each(workers, n, [&](i64 i) {
-        w[i] = float_of(to_w(moved(i), random[static_cast<size_t>(n + i)]), to_w.scale.e);
+    const Scale in_v = rounded(largest, in_sum.e, &s.to_v);
+
+    const Scale ahead{in_v.e - kFactorBits, kCodeBits + kFactorBits};
+    const Scale in_u = nesterov ? sum(in_d, ahead, &s.d_in_u, &s.v_in_u) : alone(in_v, &s.v_in_u, &s.d_in_u);
+    const Scale in_new = moves ? sum(in_w, {in_u.e - rate, in_u.bits}, &s.w_in_new, &s.u_in_new)
+                               : alone(in_w, &s.w_in_new, &s.u_in_new);
+    std::vector<i16> v(static_cast<size_t>(n));
+    const i64 farthest = most(0, [&](i64 i, i64 count, i64 best) {
+        Drawn drawn;
+        draw(drawn, i, count);
+        return k.momentum(s, w + i, g + i, momentum + i, drawn.at, count, best, v.data() + i);
+    });
+    s.new_e = rounded(farthest, in_new.e, &s.to_w).e;
+    parallel(workers, ceil_div(n, kScalarBlock), [&](i64 task, int) {
+        const i64 i = task * kScalarBlock, count = std::min(kScalarBlock, n - i);
+        Drawn drawn;
+        draw(drawn, n + i, count);
+        k.weights(s, g + i, v.data() + i, drawn.at, count, w + i);
     });
     std::memcpy(momentum, v.data(), v.size() * sizeof(i16));
-    *momentum_e = static_cast<i32>(to_v.scale.e);
-    return "int_sgd_portable";
+    *momentum_e = static_cast<i32>(in_v.e);
+    return kernel.name;
 }

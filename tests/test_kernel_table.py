@@ -34,14 +34,14 @@ ELEMENTS = ("amax", "quantize_nearest", "quantize_sr", "norm_stats", "norm_apply
 PACKS = ("pack_codes", "unpack_codes", *token_calls.CALLS)
 CHAINS = tuple(chain_calls.CALLS)
 NORMS = ("norm_stats_uncentred", *norm_layer_calls.CALLS)
-INTEGERS = "integer_pass"
+INTEGERS = ("integer_pass", "int_sgd")
 OWN = {
-    "portable": {*PRODUCTS, *PLANES, *ELEMENTS, *NORMS, *CHAINS, *PACKS, INTEGERS, "narrow_codes"},
+    "portable": {*PRODUCTS, *PLANES, *ELEMENTS, *NORMS, *CHAINS, *PACKS, *INTEGERS, "narrow_codes"},
     "neon": {*PRODUCTS, *PLANES, *ELEMENTS, *NORMS, *CHAINS},
     "neondot": {*PRODUCTS, *WINOGRAD},
-    "avx2": {*PRODUCTS, *FEW_BITS, *PLANES, *ELEMENTS, *NORMS, *CHAINS, INTEGERS, *PACKS},
+    "avx2": {*PRODUCTS, *FEW_BITS, *PLANES, *ELEMENTS, *NORMS, *CHAINS, *INTEGERS, *PACKS},
     "avxvnni": {*PRODUCTS, *WINOGRAD},
-    "avx512vnni": {INTEGERS, *PRODUCTS, *WINOGRAD, *PLANES, *ELEMENTS, *NORMS, *CHAINS, *PACKS},
+    "avx512vnni": {*INTEGERS, *PRODUCTS, *WINOGRAD, *PLANES, *ELEMENTS, *NORMS, *CHAINS, *PACKS},
 }
 """ISA -> the ops that it has a kernel of its own for; the others it takes from the next lower ISA."""
 
@@ -154,7 +154,8 @@ CASES = {
     **{name: lambda name=name: (name, token_calls.CALLS[name](3)) for name in token_calls.CALLS},
     **{name: lambda name=name: (name, norm_layer_calls.CALLS[name](3)) for name in NORMS[1:]},
     "norm_stats_uncentred": lambda: ("norm_stats_uncentred", norm("norm_stats_uncentred")),
-    INTEGERS: lambda: ("int_quantize", op_calls.int_quantize(3)),  # of the four ops that share the table
+    "integer_pass": lambda: ("int_quantize", op_calls.int_quantize(3)),  # of the ops that share the table
+    "int_sgd": lambda: ("int_sgd", op_calls.int_sgd(3)),
 }
 """Op of the table -> the registered op that runs it, and its arguments."""
 
