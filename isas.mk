@@ -6,7 +6,7 @@
 ARM := build/arm
 EVEX := build/evex
 QEMU := qemu-aarch64 -L /usr/aarch64-linux-gnu
-KERNEL_TESTS := tests/test_kernel_table.py $(wildcard tests/test_backend_cpu_*.py)
+KERNEL_TESTS := tests/test_kernel_table.py tests/test_integer_ops.py $(wildcard tests/test_backend_cpu_*.py)
 ON_RUNNER := PYTHONPATH="tests:$$PYTHONPATH" $(BIN)/python -m pytest -p native_runner
 RUNNER_FLAGS := -std=c++17 -O1 -Wall -Wextra -pthread
 

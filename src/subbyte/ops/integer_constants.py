@@ -70,9 +70,12 @@ def int_batch_table(total, spread, least, greatest, n: int, signed: bool, bits: 
     lambda k, *_: (k.new_empty(k.shape, dtype=torch.int32), _exponent(k)),
 )
 def int_affine_table(k, fraction, gamma, gamma_e, beta, beta_e) -> tuple[Tensor, Tensor]:
-    """(y (C, 256) int32, exponent ()): batch_norm.affine_table. gamma: (C,) int8; beta: (C,) int32; exponents ()."""
+    """(y (C, 256) int32, contiguous, exponent ()): batch_norm.affine_table.
+
+    gamma: (C,) int8; beta: (C,) int32; gamma_e, beta_e: ()
+    """
     y, e = bn.affine_table(bn.Normalized(k, fraction), gamma, gamma_e, beta, beta_e)
-    return y, e.clone()
+    return y.contiguous(), e.clone()
 
 
 def _coefficients_fake(inverse, *_):
