@@ -10,7 +10,7 @@ from torch import Tensor
 
 import integer_calls
 from op_calls import CALLS, S8, operands, sums
-from subbyte import backends, numerics, ops
+from subbyte import backends, integer, numerics, ops
 from subbyte.backends import _native
 from subbyte.numerics import IntFormat
 
@@ -53,6 +53,14 @@ def test_what_is_no_number_is_the_same_nan() -> None:
             assert torch.equal(ours.view(torch.int32), theirs.view(torch.int32))
         assert name != "int_to_float" or want.isnan().all()
         assert name == "int_to_float" or torch.cat(want).isnan().any()
+
+
+@pytest.mark.parametrize("backend", ["reference", None])
+def test_a_statistic_of_too_many_codes_is_refused(backend: str | None) -> None:
+    n = integer.MAX_COUNT + 1
+    sums = [torch.tensor([v]) for v in (0, 100 * n * n, -127, 127)]
+    with ops.use_backend(backend), pytest.raises(ValueError, match=f"at most {n - 1} elements, not {n}"):
+        ops.int_batch_table(*sums, n, True, 8)
 
 
 @pytest.mark.parametrize("backend", ["reference", None])

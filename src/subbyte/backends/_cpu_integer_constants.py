@@ -9,6 +9,8 @@ from ..numerics import IntFormat
 from ._cpu_call import call
 from ._native import INT, INT64, POINTER, function
 
+_MAX_COUNT = 1 << 19  # codes of one statistic, as in integer.norm
+
 _fit = function("sb_int_shift_to_fit", POINTER, INT64, INT, POINTER, INT)
 _from_float = function("sb_int_from_float", POINTER, INT64, POINTER, POINTER, INT)
 _to_float = function("sb_int_to_float", POINTER, INT, INT64, POINTER, POINTER, INT)
@@ -49,7 +51,7 @@ def int_to_float(v: Tensor, exponent: Tensor) -> Tensor:
 
 def int_batch_table(total, spread, least, greatest, n: int, signed: bool, bits: int):
     sums = [t.contiguous() for t in (total, spread, least, greatest)]
-    if not _channels(total.numel(), *sums, dtype=torch.int64):
+    if not _channels(total.numel(), *sums, dtype=torch.int64) or n > _MAX_COUNT:  # the reference says what is wrong
         return NotImplemented
     k, inverse = torch.empty(total.numel(), 256, dtype=torch.int8), torch.empty(total.numel(), dtype=torch.int64)
     fraction, exponent = (torch.empty(total.numel(), dtype=torch.int32) for _ in range(2))
