@@ -2,10 +2,13 @@
 // where floats become integers. NORMATIVE text: the package `integer`.
 #include <cstdlib>
 
-#include "integer_scalars.h"
+#include "cpu_features.h"
+#include "integer_pass.h"
 
 namespace sb {
 namespace {
+
+Op<IntegerPassKernels> op{"integer_pass"};
 
 constexpr int kFactorBits = 14;      // L1_FACTOR_BITS
 constexpr i64 kFactor = 20533;       // L1_FACTOR_FIXED
@@ -21,11 +24,11 @@ int log2_up(i64 n) { return n == 1 ? 0 : 64 - __builtin_clzll(static_cast<u64>(n
 // blend, and the float that it becomes: (1 - w) old + w new 2^e, w = weight 2^-16
 float blended(float old, i64 value, i64 e, i64 weight) {
     const Fewer fresh(value, kMantissa);
-    const Float was(old);
-    const i64 fresh_e = e + fresh.drop, common = std::max<i64>(was.e, fresh_e) - 18;
-    const i64 sum = Shift(common - was.e)(was.m) * ((1 << 16) - weight) + Shift(common - fresh_e)(fresh.v) * weight;
-    const Fewer both(sum, kMantissa);
-    return float_of(both.v, common - 16 + both.drop);
+    const u32 bits = bits_of(old);
+    const i64 old_e = exponent_of(bits), fresh_e = e + fresh.drop, common = std::max(old_e, fresh_e) - 18;
+    const i64 kept = Shift(common - old_e)(mantissa_of(bits)) * ((1 << 16) - weight);
+    const Fewer both(kept + Shift(common - fresh_e)(fresh.v) * weight, kMantissa);
+    return float_of(static_cast<i32>(both.v), FloatScale(common - 16 + both.drop));
 }
 
 }  // namespace
@@ -39,31 +42,33 @@ SB_EXPORT const char* sb_int_shift_to_fit(const sb::i64* largest, sb::i64 n, int
 // x -> codes of 24 bits times 2^*exponent
 SB_EXPORT const char* sb_int_from_float(const float* x, sb::i64 n, sb::i32* codes, sb::i32* exponent, int threads) {
     using namespace sb;
-    const int workers = useful_threads(threads, n, kScalarGrain);
-    const auto top = static_cast<i32>(largest_of(workers, n, 1 - kBias, [&](i64 i) { return Float(x[i]).e; }));
-    for_each(workers, n, [&](i64 i) { codes[i] = static_cast<i32>(code_of(x[i], top)); });
-    *exponent = top;
-    return "int_from_float_portable";
+    const auto kernel = op.best();
+    const i64 top = largest_of(threads, n, 1 - kBias, [&](i64 i, i64 count, i64 best) {
+        return i64{kernel.table->exponent(x + i, count, static_cast<i32>(best))};
+    });
+    *exponent = static_cast<i32>(top);
+    for_blocks(threads, n, [&](i64 i, i64 count) { kernel.table->codes(x + i, count, *exponent, codes + i); });
+    return kernel.name;
 }
 
-// v 2^exponent -> floats, 24 bits below the largest; wide: v is 64 bits, not 32
+// v 2^*exponent -> floats, 24 bits below the largest; wide: v is 64 bits, not 32
 SB_EXPORT const char* sb_int_to_float(
     const void* v, int wide, sb::i64 n, const sb::i32* exponent, float* y, int threads) {
     using namespace sb;
-    const int workers = useful_threads(threads, n, kScalarGrain);
-    const auto convert = [&](auto* from) {
-        const i64 most = largest_of(workers, n, 0, [&](i64 i) {
-            const i64 one = from[i];
-            return one < 0 ? -one : one;
+    const auto kernel = op.best();
+    const auto convert = [&](const auto* from, const auto& largest, const auto& floats) {
+        const i64 most = largest_of(threads, n, 0, [&](i64 i, i64 count, i64 best) {
+            return i64{largest(from + i, count, static_cast<std::decay_t<decltype(*from)>>(best))};
         });
         const int drop = shift_below(most, (1 << kMantissa) - 1);
-        for_each(workers, n, [&](i64 i) { y[i] = float_of(nearest(from[i], drop), i64{*exponent} + drop); });
+        const FloatScale scale(i64{*exponent} + drop);
+        for_blocks(threads, n, [&](i64 i, i64 count) { floats(from + i, count, drop, scale, y + i); });
     };
     if (wide)
-        convert(static_cast<const i64*>(v));
+        convert(static_cast<const i64*>(v), kernel.table->largest_wide, kernel.table->floats_wide);
     else
-        convert(static_cast<const i32*>(v));
-    return "int_to_float_portable";
+        convert(static_cast<const i32*>(v), kernel.table->largest, kernel.table->floats);
+    return kernel.name;
 }
 
 // The statistics of n codes in each channel -> k (channels, 256), and fraction, inverse, inverse_e of each.

@@ -1,7 +1,8 @@
-// The passes of the integer-only mode over 32-bit sums (ops/integers.py): what an ISA file provides.
+// The passes of the integer-only mode over 32-bit sums (ops/integers.py), and its border to floats (int_from_float,
+// int_to_float): what an ISA file provides.
 #pragma once
 
-#include "subbyte.h"
+#include "integer_scalars.h"
 
 namespace sb {
 
@@ -27,6 +28,16 @@ struct IntegerPassKernels {
     void (*relu_grad)(const i32* g, const u8* passes, i64 n, i32* h);
     // sum of (x - code 2^shift)^2, code = clamp(x / 2^shift, low, high), |x| < 2^17
     i64 (*squared_error)(const i32* x, i64 n, int shift, i32 low, i32 high);
+
+    // max(best, the greatest exponent of a float in x)
+    i32 (*exponent)(const float* x, i64 n, i32 best);
+    // code_of
+    void (*codes)(const float* x, i64 n, i32 top, i32* codes);
+    // max(best, max |v|)
+    i64 (*largest_wide)(const i64* v, i64 n, i64 best);
+    // float_of, of v / 2^drop half to even
+    void (*floats)(const i32* v, i64 n, int drop, const FloatScale& scale, float* y);
+    void (*floats_wide)(const i64* v, i64 n, int drop, const FloatScale& scale, float* y);
 };
 
 }  // namespace sb

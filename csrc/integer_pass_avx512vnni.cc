@@ -14,10 +14,10 @@ namespace {
 SB_TARGET_END
 
 namespace sb::avx512vnni {
-static const IntegerPassKernels kernels{largest, nearest, stochastic, norm_grad, add,
-                                        add_value, relu, relu_grad, squared_error};
+static const IntegerPassKernels kernels{largest, nearest_codes, stochastic, norm_grad, add, add_value, relu,
+    relu_grad, squared_error, exponent, codes, largest_wide, floats, floats_wide};
 static const Register registered_integer_pass{"integer_pass", Isa::avx512vnni, "integer_pass_avx512vnni", &kernels};
-static const IntegerSgdKernels sgd{exponent, sums, momentum, weights};
+static const IntegerSgdKernels sgd{sums, momentum, weights};
 static const Register registered_int_sgd{"int_sgd", Isa::avx512vnni, "int_sgd_avx512vnni", &sgd};
 }  // namespace sb::avx512vnni
 #endif

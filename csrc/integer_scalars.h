@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "parallel.h"
@@ -12,10 +11,16 @@ namespace sb {
 
 constexpr int kMantissa = 24, kBias = 150, kNotFinite = 1 << 20;
 
-// right_nearest, n <= 62
-inline i64 nearest(i64 v, int n) {
-    if (n == 0) return v;
-    return (v + ((i64{1} << (n - 1)) - 1) + ((v >> n) & 1)) >> n;
+// v >> n for v >= -2^62, n <= 62: no vector of 64-bit integers shifts right with its sign before AVX-512
+SB_INLINE i64 floor_shift(i64 v, int n) {
+    constexpr u64 high = u64{1} << 62;
+    return static_cast<i64>((static_cast<u64>(v) + high) >> n) - static_cast<i64>(high >> n);
+}
+
+// right_nearest, |v| < 2^61, n <= 62
+SB_INLINE i64 nearest(i64 v, int n) {
+    const i64 below = n ? (i64{1} << (n - 1)) - 1 : 0, odd = n ? 1 : 0;
+    return floor_shift(v + below + (floor_shift(v, n) & odd), n);
 }
 
 // shift_by: v / 2^n
@@ -37,38 +42,47 @@ inline int shift_below(i64 largest, i64 top) {
     return n;
 }
 
-// A float32 as mantissa 2^e.
-struct Float {
-    i32 m, e;
-
-    explicit Float(float x) {
-        u32 bits;
-        std::memcpy(&bits, &x, sizeof bits);
-        const i32 raw = (bits >> 23) & 0xFF, fraction = bits & 0x7FFFFF;
-        m = raw > 0 ? fraction | 1 << 23 : fraction;
-        if (bits >> 31) m = -m;
-        e = raw == 0xFF ? kNotFinite : std::max(raw, 1) - kBias;
-    }
-};
-
-// from_float of one element, with the tensor's exponent
-inline i64 code_of(float x, i32 top) {
-    const Float f(x);
-    return nearest(f.m, std::min(top - f.e, 30));
+// The bits of a float32, and what they say: x = mantissa 2^exponent.
+SB_INLINE u32 bits_of(float x) {
+    u32 bits;
+    __builtin_memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+SB_INLINE i32 mantissa_of(u32 bits) {
+    const i32 fraction = bits & 0x7FFFFF, size = (bits >> 23 & 0xFF) > 0 ? fraction | 1 << 23 : fraction;
+    return static_cast<i32>(bits) < 0 ? -size : size;
+}
+SB_INLINE i32 exponent_of(u32 bits) {
+    const i32 raw = bits >> 23 & 0xFF;
+    return raw == 0xFF ? kNotFinite : (raw > 1 ? raw : 1) - kBias;
 }
 
-// to_float
-inline float float_of(i64 code, i64 exponent) {
-    float x = static_cast<float>(code);
-    u32 bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    const u32 sign = bits & 0x80000000u;
-    const i64 raw = ((bits >> 23) & 0xFF) + std::clamp<i64>(exponent, -(1 << 10), 1 << 10);
+// from_float of one element, with the tensor's exponent
+SB_INLINE i32 code_of(float x, i32 top) {
+    const u32 bits = bits_of(x);
+    const i32 m = mantissa_of(bits), far = top - exponent_of(bits), n = far < 30 ? far : 30, rounds = n > 0;
+    return (m + ((1 << n) >> 1) - rounds + ((m >> n) & rounds)) >> n;
+}
+
+// The exponent of what to_float makes.
+struct FloatScale {
+    i32 e;
+    bool lost;
+
+    explicit FloatScale(i64 exponent)
+        : e(static_cast<i32>(std::clamp<i64>(exponent, -(1 << 10), 1 << 10))), lost(exponent > kNotFinite >> 1) {}
+};
+
+// to_float, |code| <= 2^24
+SB_INLINE float float_of(i32 code, const FloatScale& scale) {
+    const u32 bits = bits_of(static_cast<float>(code)), sign = bits & 0x80000000u;
+    const i32 raw = static_cast<i32>(bits >> 23 & 0xFF) + scale.e;
     u32 moved = sign | static_cast<u32>(raw) << 23 | (bits & 0x7FFFFF);
-    if (raw >= 0xFF) moved = sign | 0xFFu << 23;
-    if (bits == 0 || raw <= 0) moved = sign;
-    if (exponent > kNotFinite >> 1) moved = 0x7FC00000u;
-    std::memcpy(&x, &moved, sizeof x);
+    moved = raw >= 0xFF ? sign | 0xFFu << 23 : moved;
+    moved = bits == 0 || raw <= 0 ? sign : moved;
+    moved = scale.lost ? 0x7FC00000u : moved;
+    float x;
+    __builtin_memcpy(&x, &moved, sizeof x);
     return x;
 }
 
@@ -90,27 +104,26 @@ inline i64 divide(i64 v, i64 n) {
     return q - (raised % n < 0);
 }
 
-constexpr i64 kScalarBlock = 1 << 12;  // elements in a task
-constexpr i64 kScalarGrain = 1 << 13;  // elements that are worth a second thread
+constexpr i64 kBlock = 1 << 12;  // elements in a task
+constexpr i64 kGrain = 1 << 13;  // elements that are worth a second thread
 
-// The largest of value(i) over n elements, `least` or more.
-template <class Value>
-i64 largest_of(int threads, i64 n, i64 least, const Value& value) {
-    std::vector<i64> found(static_cast<size_t>(threads), least);
-    parallel(threads, ceil_div(n, kScalarBlock), [&](i64 task, int worker) {
-        i64 best = least;
-        for (i64 i = task * kScalarBlock; i < std::min((task + 1) * kScalarBlock, n); ++i)
-            best = std::max<i64>(best, value(i));
-        found[static_cast<size_t>(worker)] = std::max(found[static_cast<size_t>(worker)], best);
+// The largest that block(begin, length, the best so far) makes of n elements, `least` or more.
+template <class Block>
+i64 largest_of(int threads, i64 n, i64 least, const Block& block) {
+    const int workers = useful_threads(threads, n, kGrain);
+    std::vector<i64> found(static_cast<size_t>(workers), least);
+    parallel(workers, ceil_div(n, kBlock), [&](i64 task, int worker) {
+        i64& best = found[static_cast<size_t>(worker)];
+        best = block(task * kBlock, std::min(kBlock, n - task * kBlock), best);
     });
     return *std::max_element(found.begin(), found.end());
 }
 
-// each(i) for n elements
-template <class Each>
-void for_each(int threads, i64 n, const Each& each) {
-    parallel(threads, ceil_div(n, kScalarBlock), [&](i64 task, int) {
-        for (i64 i = task * kScalarBlock; i < std::min((task + 1) * kScalarBlock, n); ++i) each(i);
+// block(begin, length) for n elements
+template <class Block>
+void for_blocks(int threads, i64 n, const Block& block) {
+    parallel(useful_threads(threads, n, kGrain), ceil_div(n, kBlock), [&](i64 task, int) {
+        block(task * kBlock, std::min(kBlock, n - task * kBlock));
     });
 }
 

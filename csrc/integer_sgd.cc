@@ -9,12 +9,14 @@
 #include <cstring>
 
 #include "cpu_features.h"
+#include "integer_pass.h"
 #include "quantize.h"
 
 namespace sb {
 namespace {
 
 Op<IntegerSgdKernels> op{"int_sgd"};
+Op<IntegerPassKernels> pass_op{"integer_pass"};
 Op<QuantizeKernels> random_op{"quantize_sr"};
 
 constexpr int kFactorBits = 8, kSumBits = 50, kEmpty = -(1 << 8);
@@ -64,20 +66,11 @@ SB_EXPORT const char* sb_int_sgd(
     const auto kernel = op.best();
     const auto random = random_op.best();
     const IntegerSgdKernels& k = *kernel.table;
-    const int workers = useful_threads(threads, n, kScalarGrain);
-    // the largest that block(begin, length, the best so far) makes of the elements
-    const auto most = [&](i64 least, const auto& block) {
-        std::vector<i64> found(static_cast<size_t>(workers), least);
-        parallel(workers, ceil_div(n, kScalarBlock), [&](i64 task, int worker) {
-            const i64 begin = task * kScalarBlock;
-            i64& best = found[static_cast<size_t>(worker)];
-            best = block(begin, std::min(kScalarBlock, n - begin), best);
-        });
-        return *std::max_element(found.begin(), found.end());
-    };
+    const IntegerPassKernels& pass = *pass_op.best().table;
+    const auto most = [&](const auto& block) { return largest_of(threads, n, 0, block); };
     // random numbers first, first + 1 .. of the stream
     struct Drawn {
-        u16 numbers[kScalarBlock + 8 + kRandomSlack];
+        u16 numbers[kBlock + 8 + kRandomSlack];
         const u16* at;
     };
     const auto draw = [&](Drawn& drawn, i64 first, i64 count) {
@@ -89,8 +82,8 @@ SB_EXPORT const char* sb_int_sgd(
 
     SgdStep s{};
     const auto exponent = [&](const float* x) {
-        return static_cast<i32>(most(1 - kBias, [&](i64 i, i64 count, i64 best) {
-            return i64{k.exponent(x + i, count, static_cast<i32>(best))};
+        return static_cast<i32>(largest_of(threads, n, 1 - kBias, [&](i64 i, i64 count, i64 best) {
+            return i64{pass.exponent(x + i, count, static_cast<i32>(best))};
         }));
     };
     s.w_e = exponent(w), s.g_e = exponent(g);
@@ -100,7 +93,7 @@ SB_EXPORT const char* sb_int_sgd(
     const Scale in_d = decays ? sum(in_g, {s.w_e - i64{decay}, kMantissa + 1}, &s.g_in_d, &s.w_in_d)
                               : alone(in_g, &s.g_in_d, &s.w_in_d);
     const Scale in_sum = sum(in_d, slowed, &s.d_in_sum, &s.m_in_sum);
-    const i64 largest = most(0, [&](i64 i, i64 count, i64 best) {
+    const i64 largest = most([&](i64 i, i64 count, i64 best) {
         return k.sums(s, w + i, g + i, momentum + i, count, best);
     });
     const Scale in_v = rounded(largest, in_sum.e, &s.to_v);
@@ -110,14 +103,13 @@ SB_EXPORT const char* sb_int_sgd(
     const Scale in_new = moves ? sum(in_w, {in_u.e - rate, in_u.bits}, &s.w_in_new, &s.u_in_new)
                                : alone(in_w, &s.w_in_new, &s.u_in_new);
     std::vector<i16> v(static_cast<size_t>(n));
-    const i64 farthest = most(0, [&](i64 i, i64 count, i64 best) {
+    const i64 farthest = most([&](i64 i, i64 count, i64 best) {
         Drawn drawn;
         draw(drawn, i, count);
         return k.momentum(s, w + i, g + i, momentum + i, drawn.at, count, best, v.data() + i);
     });
-    s.new_e = rounded(farthest, in_new.e, &s.to_w).e;
-    parallel(workers, ceil_div(n, kScalarBlock), [&](i64 task, int) {
-        const i64 i = task * kScalarBlock, count = std::min(kScalarBlock, n - i);
+    s.new_scale = FloatScale(rounded(farthest, in_new.e, &s.to_w).e);
+    for_blocks(threads, n, [&](i64 i, i64 count) {
         Drawn drawn;
         draw(drawn, n + i, count);
         k.weights(s, g + i, v.data() + i, drawn.at, count, w + i);

@@ -18,20 +18,18 @@ struct Cut {
 
 // What has no part in an update is kept at 0 or left as it is, so that every loop is the same.
 struct SgdStep {
-    i32 w_e, g_e;            // the exponents of w and g
-    Align g_in_d, w_in_d;    // d = g + decay w
+    i32 w_e, g_e;              // the exponents of w and g
+    Align g_in_d, w_in_d;      // d = g + decay w
     Align d_in_sum, m_in_sum;  // sum = d + factor momentum -> v
-    Align d_in_u, v_in_u;    // u = nesterov ? d + factor v : v
+    Align d_in_u, v_in_u;      // u = nesterov ? d + factor v : v
     Align w_in_new, u_in_new;  // new = w - rate u
     i32 factor, v_factor;
     Cut to_v, to_w;
-    i64 new_e;
+    FloatScale new_scale{0};
 };
 
 // Of n elements; w, g: floats, m, v: the momentum before and after, r: random numbers.
 struct IntegerSgdKernels {
-    // max(best, the greatest exponent of a float in x)
-    i32 (*exponent)(const float* x, i64 n, i32 best);
     // max(best, |sum|)
     i64 (*sums)(const SgdStep& s, const float* w, const float* g, const i16* m, i64 n, i64 best);
     // v from its sums; max(best, |new|)
