@@ -25,6 +25,7 @@ from integer_nets import (
     step,
 )
 from subbyte import models
+from subbyte.bench.memory import saved_bytes
 from subbyte.integer_only import IntegerOnly, UnsupportedError
 
 
@@ -118,6 +119,21 @@ def test_a_layer_that_is_called_twice_gets_both_gradients() -> None:
     twin(x.double()).square().sum().backward()
     assert relative(model.a.weight.grad, twin.a.weight.grad) < 0.1
     assert relative(model.a.bias.grad, twin.a.bias.grad) < 0.1
+
+
+def test_what_is_kept_for_backward_is_packed_codes_and_nothing_stays_after_it() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
+    sb.quantize_(model, RECIPE)
+    x = torch.randn(16, 32)
+    first, masks, middle = 16 * 32, 2 * 16 * 64 // 8, 16 * 64 // 2 + 64 * 64 // 2  # bytes: 8 bits, 1 bit, 4 bits
+    last, logits = 16 * 64 + 64 * 8, 4 * 16 * 8
+    assert saved_bytes(model, x) == first + masks + middle + last + logits
+    y = model(x)
+    y.sum().backward()
+    assert not y.grad_fn.run.gradients
+    assert not y.grad_fn.run.sums
+    assert not y.grad_fn.run.saved
 
 
 def test_gradients_accumulate_and_a_second_backward_raises_as_ever() -> None:

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +54,7 @@ def _images(n: int, size: int, classes: int) -> Batch:
 
 
 def _classifier(name: str, n: int, size: int, classes: int) -> Task:
-    settings = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}
+    settings: dict[str, Any] = {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}
     return Task(
         partial(models.build, name, classes, image_size=size),
         partial(_images, n, size, classes),

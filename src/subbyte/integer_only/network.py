@@ -7,6 +7,7 @@ gradients: float tensors that hold an integer of 24 bits times a power of two, a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -83,10 +84,7 @@ class _Network(torch.autograd.Function):
         dx, gradients = ctx.run.backward(carrier.from_float(g))
         ctx.run.saved = ()
         wanted = ctx.needs_input_grad[4:]
-        found = [
-            ops.int_to_float(*gradients[name]) if want and name in gradients else None
-            for name, want in zip(ctx.run.program.parameters, wanted, strict=True)
-        ]
+        found = [gradients.get(name) if want else None for name, want in zip(ctx.run.program.parameters, wanted)]
         return None, None, None, None if dx is None else carrier.to_float(dx).to(ctx.dtype), *found
 
 
@@ -98,7 +96,9 @@ class _Run:
         self.input_wanted = input_wanted
         self.tape: list[tuple[int, list[int], Callable]] = []
         self.wanted: list[bool] = []
-        self.gradients: dict[str, tuple[Tensor, Tensor]] = {}
+        self.calls = Counter(node.name for node in program.nodes if node.kind == "module")
+        self.sums: dict[str, tuple[Tensor, Tensor]] = {}
+        self.gradients: dict[str, Tensor] = {}
         self.saved: tuple[Tensor, ...] = ()
 
     def save(self, t: Tensor) -> Callable[[], Tensor]:
@@ -133,7 +133,7 @@ class _Run:
             module,
             tuple(self.wanted[t] for t in tensors),
             lambda: self._stream(i),
-            lambda name, sums, e: self._add_gradient(f"{node.name}.{name}", sums, e),
+            lambda name, sums, e: self._add_gradient(node.name, name, sums, e),
             wanted,
             self.save,
         )
@@ -148,24 +148,30 @@ class _Run:
             self.streams = draw_stream(len(self.program.nodes), next(self.model.parameters()).device)
         return self.streams[i]
 
-    def _add_gradient(self, name: str, sums: Tensor, exponent: Tensor) -> None:
-        if name in self.gradients:  # a layer that is called twice
-            old, old_e = self.gradients[name]
+    def _add_gradient(self, layer: str, parameter: str, sums: Tensor, exponent: Tensor) -> None:
+        name = f"{layer}.{parameter}"
+        if self.calls[layer] == 1:  # it is whole: a float of 32 bits takes less memory than sums of 64
+            self.gradients[name] = ops.int_to_float(sums, exponent)
+            return
+        if name in self.sums:
+            old, old_e = self.sums[name]
             e = torch.maximum(exponent, old_e)
             sums = integer.shift_by(sums, e - exponent) + integer.shift_by(old, e - old_e)
             exponent = e
-        self.gradients[name] = sums, exponent
+        self.sums[name] = sums, exponent
 
-    def backward(self, g: IntTensor) -> tuple[IntTensor | None, dict[str, tuple[Tensor, Tensor]]]:
-        gradients: dict[int, IntTensor] = {self.program.output: g}
-        self.gradients = {}
+    def backward(self, g: IntTensor) -> tuple[IntTensor | None, dict[str, Tensor]]:
+        """(the gradient of the input if it is wanted, those of the Parameters by name)."""
+        reaching: dict[int, IntTensor] = {self.program.output: g}
         for i, tensors, step in reversed(self.tape):
-            if i not in gradients:
+            if i not in reaching:
                 continue
-            for t, part in zip(tensors, step(gradients.pop(i)), strict=True):
+            for t, part in zip(tensors, step(reaching.pop(i)), strict=True):
                 if part is not None and self.wanted[t]:
-                    gradients[t] = carrier.add(gradients[t], part) if t in gradients else part
-        return gradients.get(0) if self.input_wanted else None, self.gradients
+                    reaching[t] = carrier.add(reaching[t], part) if t in reaching else part
+        found = self.gradients | {name: ops.int_to_float(*sums) for name, sums in self.sums.items()}
+        self.gradients, self.sums = {}, {}
+        return reaching.get(0) if self.input_wanted else None, found
 
 
 def _recording(module: nn.Module | None):

@@ -137,11 +137,9 @@ def _layer(call: Call, x: IntTensor, products: _Matmul | _Convolution):
         b = carrier.from_float(m.bias)
         y = carrier.add(y, b.with_codes(b.codes.view(1, -1, *[1] * (len(y.shape) - 2))))
     # What the closure below holds is shapes and scales; codes are torch's to keep.
-    shape, w_scale = x.shape, replace(qw, codes=_NO_CODES)
-    w_codes = call.save(qw.codes) if call.keep and call.wanted[0] else None
-    trained = call.keep and m.weight.requires_grad
-    packed = qx.pack() if trained else qx
-    x_codes, x_scale = call.save(packed.codes) if trained else None, replace(packed, codes=_NO_CODES)
+    shape, w_scale, x_scale = x.shape, replace(qw, codes=_NO_CODES), replace(qx, codes=_NO_CODES)
+    w_codes = call.save(qw.pack().codes) if call.keep and call.wanted[0] else None
+    x_codes = call.save(qx.pack().codes) if call.keep and m.weight.requires_grad else None
     groups, halvings = getattr(scheme.gradient, "groups", 1), 1 - math.frexp(scheme.gradient.clip)[1]
 
     def backward(g: IntTensor):
@@ -163,7 +161,7 @@ def _layer(call: Call, x: IntTensor, products: _Matmul | _Convolution):
             call.gradient("weight", dw, unit + x_scale.exponent)
         if w_codes is None:
             return (None,)
-        qw = replace(w_scale, codes=w_codes())
+        qw = replace(w_scale, codes=w_codes()).unpack(m.weight.shape)
         sums, length = products.grad_input(qg, qw, shape)
         ops.note("grad_input", _INTEGER)
         bound = _bound(qg.format, qw.format, length, qg.max_shift)
