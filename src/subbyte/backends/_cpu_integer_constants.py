@@ -65,7 +65,9 @@ def int_affine_table(k, fraction, gamma, gamma_e, beta, beta_e) -> tuple[Tensor,
     numbers, codes = [t.contiguous() for t in (fraction, beta)], [k.contiguous(), gamma.contiguous()]
     if not _channels(channels, *numbers, dtype=torch.int32) or not _channels(channels, codes[1], dtype=torch.int8):
         return NotImplemented
-    if not _are(k, dtype=torch.int8) or not _channels(1, gamma_e.view(-1), beta_e.view(-1), dtype=torch.int32):
+    if not _are(k, dtype=torch.int8) or k.shape != (channels, 256):
+        return NotImplemented
+    if not _channels(1, gamma_e.view(-1), beta_e.view(-1), dtype=torch.int32):
         return NotImplemented
     y, e = torch.empty(channels, 256, dtype=torch.int32), torch.empty((), dtype=torch.int32)
     operands = _pointers(codes[0], numbers[0]), _pointers(codes[1], gamma_e, numbers[1], beta_e, y, e)

@@ -163,6 +163,7 @@ class _Run:
     def backward(self, g: IntTensor) -> tuple[IntTensor | None, dict[str, Tensor]]:
         """(the gradient of the input if it is wanted, those of the Parameters by name)."""
         reaching: dict[int, IntTensor] = {self.program.output: g}
+        self.gradients, self.sums = {}, {}
         for i, tensors, step in reversed(self.tape):
             if i not in reaching:
                 continue
