@@ -145,8 +145,8 @@ SB_EXPORT const char* sb_int_norm_grad(
     return kernel.name;
 }
 
-// sum = a / 2^*a_right + b / 2^*b_right; a negative shift goes left, by its room at most. by_channel: b is one number for
-// each channel
+// sum = a / 2^*a_right + b / 2^*b_right; a negative shift goes left, by its room at most. by_channel: b is one number
+// for each channel
 SB_EXPORT const char* sb_int_add(
     const sb::i32* a, const sb::i32* a_right, int a_room, const sb::i32* b, const sb::i32* b_right, int b_room,
     sb::i64 outer, sb::i64 channels, sb::i64 inner, int by_channel, sb::i32* sum, int threads) {
@@ -216,14 +216,10 @@ SB_EXPORT const char* sb_int_squared_errors(
     using namespace sb;
     (void)threads;  // 2^16 elements
     const auto kernel = op.best();
-    int drop = 0;
-    while (drop < 31 && *largest > i64{0xFFFF} << drop) ++drop;
-    const i32 below = drop ? (1 << (drop - 1)) - 1 : 0, odd = drop ? 1 : 0;
+    const int drop = shift_below(*largest, 0xFFFF);
     std::vector<i32> sample(static_cast<size_t>(ceil_div(n, every)));
-    for (size_t i = 0; i < sample.size(); ++i) {
-        const i32 v = x[static_cast<i64>(i) * every];
-        sample[i] = (v + below + ((v >> drop) & odd)) >> drop;
-    }
+    for (size_t i = 0; i < sample.size(); ++i)
+        sample[i] = static_cast<i32>(nearest(x[static_cast<i64>(i) * every], drop));
     for (int i = 0; i < candidates; ++i)
         errors[i] = kernel.table->squared_error(
             sample.data(), static_cast<i64>(sample.size()), std::clamp(*top - i - drop, 0, 30), low, high);

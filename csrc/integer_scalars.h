@@ -104,17 +104,17 @@ inline i64 divide(i64 v, i64 n) {
     return q - (raised % n < 0);
 }
 
-constexpr i64 kBlock = 1 << 12;  // elements in a task
-constexpr i64 kGrain = 1 << 13;  // elements that are worth a second thread
+constexpr i64 kScalarBlock = 1 << 12;  // elements in a task
+constexpr i64 kScalarGrain = 1 << 13;  // elements that are worth a second thread
 
 // The largest that block(begin, length, the best so far) makes of n elements, `least` or more.
 template <class Block>
 i64 largest_of(int threads, i64 n, i64 least, const Block& block) {
-    const int workers = useful_threads(threads, n, kGrain);
+    const int workers = useful_threads(threads, n, kScalarGrain);
     std::vector<i64> found(static_cast<size_t>(workers), least);
-    parallel(workers, ceil_div(n, kBlock), [&](i64 task, int worker) {
+    parallel(workers, ceil_div(n, kScalarBlock), [&](i64 task, int worker) {
         i64& best = found[static_cast<size_t>(worker)];
-        best = block(task * kBlock, std::min(kBlock, n - task * kBlock), best);
+        best = block(task * kScalarBlock, std::min(kScalarBlock, n - task * kScalarBlock), best);
     });
     return *std::max_element(found.begin(), found.end());
 }
@@ -122,8 +122,8 @@ i64 largest_of(int threads, i64 n, i64 least, const Block& block) {
 // block(begin, length) for n elements
 template <class Block>
 void for_blocks(int threads, i64 n, const Block& block) {
-    parallel(useful_threads(threads, n, kGrain), ceil_div(n, kBlock), [&](i64 task, int) {
-        block(task * kBlock, std::min(kBlock, n - task * kBlock));
+    parallel(useful_threads(threads, n, kScalarGrain), ceil_div(n, kScalarBlock), [&](i64 task, int) {
+        block(task * kScalarBlock, std::min(kScalarBlock, n - task * kScalarBlock));
     });
 }
 

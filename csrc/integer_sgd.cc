@@ -70,7 +70,7 @@ SB_EXPORT const char* sb_int_sgd(
     const auto most = [&](const auto& block) { return largest_of(threads, n, 0, block); };
     // random numbers first, first + 1 .. of the stream
     struct Drawn {
-        u16 numbers[kBlock + 8 + kRandomSlack];
+        u16 numbers[kScalarBlock + 8 + kRandomSlack];
         const u16* at;
     };
     const auto draw = [&](Drawn& drawn, i64 first, i64 count) {

@@ -33,9 +33,9 @@ def batch_norm(call: Call, x: IntTensor):
     if channels != m.num_features:
         raise ValueError(f"{type(m).__name__} expects {m.num_features} channels, not {tuple(x.shape)}")
     dims = [i for i in range(len(x.shape)) if i != 1]
-    q, step = carrier.quantize_channels(x, scheme.format("input"))
-    frozen = not m.training and m.running_mean is not None
     input_format, normalized = scheme.format("input"), scheme.format("normalized")
+    q, step = carrier.quantize_channels(x, input_format)
+    frozen = not m.training and m.running_mean is not None
     if frozen:
         buffers = *integer.mantissas(m.running_mean), *integer.mantissas(m.running_var)
         stats = bn.buffer_statistics(*buffers, _number(m.eps), step)
