@@ -13,10 +13,11 @@ from pathlib import Path
 from . import _native
 from ._cpu_call import ran
 
-__all__ = ["NAME", "PRIORITY", "available", "ran"]
+__all__ = ["EXPECTED", "NAME", "PRIORITY", "available", "ran"]
 
 NAME = "cpu"
 PRIORITY = 10
+EXPECTED = True
 
 
 def available() -> str:
