@@ -1,10 +1,14 @@
 """Registration (torch.library.opcheck on every op), the choice of a backend, and the record of what ran."""
 
+import functools
 import threading
 import types
+import warnings
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from op_calls import CALLS
 from subbyte import backends, ops
@@ -199,7 +203,74 @@ def test_recording_belongs_to_its_thread():
     assert record == {}
 
 
+# --------------------------------------------------------------------------------- calls that torch need not see
+
+
+class Seen(TorchDispatchMode):
+    """Names of the ops that torch's dispatcher is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_plain_tensors_without_autograd_skip_torch():
+    assert not dispatch._eager((X, ops.WHOLE))
+    with torch.no_grad():
+        assert dispatch._eager((X, ops.WHOLE, None))
+        assert dispatch._eager((torch.nn.Parameter(X), 1))
+        assert torch.equal(ops.amax(X, ops.WHOLE), torch.ops.subbyte.amax(X, ops.WHOLE))
+
+
+@torch.no_grad()
+def test_a_mode_a_profiler_and_a_transform_see_every_op():
+    with Seen() as seen:
+        ops.amax(X, ops.WHOLE)
+    assert "subbyte.amax.default" in seen.names
+    with torch.profiler.profile() as profile:
+        ops.amax(X, ops.WHOLE)
+    assert "subbyte::amax" in {event.key for event in profile.key_averages()}
+    assert ops.amax(X.to("meta"), ops.WHOLE).is_meta
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(X)
+        assert isinstance(ops.amax(fake, ops.WHOLE), FakeTensor)
+    assert isinstance(ops.amax(fake, ops.WHOLE), FakeTensor)  # outside of its mode, too
+    assert not torch.func.vmap(lambda x: torch.tensor(dispatch._eager((x,))).expand(1))(X[None]).any()
+
+
+@torch.no_grad()
+def test_a_compiled_graph_holds_the_op():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(lambda x: ops.amax(x, ops.WHOLE) + 1, backend=backend, fullgraph=True)
+    assert compiled(X).item() == ops.amax(X, ops.WHOLE).item() + 1
+    assert "subbyte.amax" in graphs[0].code
+
+
 # ------------------------------------------------------------------------------------------------------- scanning
+
+
+def test_a_missing_library_is_said_once(monkeypatch):
+    present = fake_backend("present", 1, amax=constant(1.0))
+    optional, expected = fake_backend("gpu", 3, "no GPU"), fake_backend("native", 2, "it is not built: build it")
+    expected.EXPECTED = True
+    monkeypatch.setattr(backends, "discover", lambda: {m.NAME: m for m in (optional, expected, present)})
+    monkeypatch.setattr(backends, "usable", functools.cache(backends.usable.__wrapped__))
+    with ops.use_backend(None):
+        with pytest.warns(UserWarning, match="native kernels cannot run here .it is not built: build it.*slower"):
+            assert ops.amax(X, ops.WHOLE).item() == 1.0
+        with warnings.catch_warnings(action="error"):
+            ops.amax(X, ops.WHOLE)
+    monkeypatch.undo()
+    assert getattr(backends.discover()["cpu"], "EXPECTED", False)
 
 
 def test_the_folder_holds_backends_by_name_in_order_of_priority():

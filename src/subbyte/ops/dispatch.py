@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import torch
+from torch import _C
 
 from .. import backends
 
 REFERENCE = "reference"
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 library = torch.library.Library("subbyte", "DEF")
 registered: dict[str, Callable] = {}
@@ -34,7 +36,10 @@ class BackendError(NotImplementedError):
 
 
 def op(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
-    """Register `reference` as subbyte::<its name><schema>; returns torch's op, which every caller uses.
+    """Register `reference` as subbyte::<its name><schema>; returns the function that every caller uses.
+
+    That calls torch's op, or, where torch would do nothing but pass the arguments on (`_eager`), what the op runs: a
+    network's step has hundreds of calls, and torch's way through Python takes longer than a small kernel.
 
     schema  torch.library's, flat: "(Tensor x, int axis) -> Tensor"
     fake    shapes and dtypes alone, for torch.compile and FakeTensor
@@ -55,9 +60,25 @@ def op(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
         library.impl(name, run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"subbyte::{name}", fake, lib=library)
         registered[name] = reference
-        return getattr(torch.ops.subbyte, name).default
+        overload = getattr(torch.ops.subbyte, name).default
+
+        def call(*args):
+            return run(*args) if _eager(args) else overload(*args)
+
+        return call
 
     return register
+
+
+def _eager(args: tuple) -> bool:
+    """Are these plain tensors, and is nothing there that has to see the op: autograd, a tracer, a mode, a profiler?"""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return False
+    if _C._len_torch_dispatch_stack() or _C._len_torch_function_stack() or _C._is_tracing():
+        return False
+    if _C._functorch.peek_interpreter_stack() is not None or torch.autograd._profiler_enabled():
+        return False
+    return all(type(a) in _PLAIN and not a.is_meta for a in args if isinstance(a, torch.Tensor))
 
 
 def _run(name: str, reference: Callable, args: tuple) -> tuple[str, object]:
