@@ -30,7 +30,13 @@ def forward(x: Tensor, w: Any, bias: Tensor | None, products: Products, scheme: 
         return None
     assert isinstance(qx, AbsMax | TokenShiftQuant)
     assert isinstance(qw, AbsMax | ShiftQuant | BlockShiftQuant)
-    if qx.stochastic or qw.stochastic or type(products) is not MatmulProducts or not ops.covered("linear_forward"):
+    if (
+        qx.shifts
+        or qx.stochastic
+        or qw.stochastic
+        or type(products) is not MatmulProducts
+        or not ops.covered("linear_forward")
+    ):
         return None
     if not isinstance(w, Tensor) or not _takes(x) or not _takes(w) or x.shape[1] != w.shape[1]:
         return None
@@ -56,8 +62,8 @@ def backward(g: Tensor, x: Any, w: Any, sums: bool, products: Products, scheme: 
     q = scheme.gradient
     if type(products) is not MatmulProducts or scheme.gradient_samples != 1 or not ops.covered("linear_backward"):
         return None
-    tokens = type(q) is TokenShiftQuant
-    top = q.top if isinstance(q, TokenShiftQuant) else _largest_exponent(q, 1)
+    tokens = type(q) is TokenShiftQuant and not q.shifts
+    top = q.top if tokens and isinstance(q, TokenShiftQuant) else _largest_exponent(q, 1)
     if q is None or top is None or not q.signed or not _takes(g) or g.shape[1] == 1 or x is w:
         return None
     if not _saved(x, False) or not _saved(w, True):

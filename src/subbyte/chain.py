@@ -69,8 +69,8 @@ def covers(layer: LayerScheme, norm: NormScheme, first: bool) -> str:
     axes = (ops.WHOLE, CHANNELS, SAMPLES) if g.shifts else (ops.WHOLE, CHANNELS)  # a free scale for each sample: no
     if not (isinstance(g, TokenShiftQuant) or g.range_axis in axes) or not g.signed:
         return f"{g} must see more of a gradient than the ranges of its channels"
-    by_range = isinstance(x, TokenShiftQuant) or (x.range_axis in (ops.WHOLE, CHANNELS) and not x.shifts)
-    if not first and (not by_range or x.stochastic):
+    by_range = isinstance(x, TokenShiftQuant) or x.range_axis in (ops.WHOLE, CHANNELS)
+    if not first and (not by_range or x.shifts or x.stochastic):
         return f"{x} must see more of an activation than its channels' ranges"
     if norm.is_float or norm.kind != "l1":
         return f"only quantized L1 norms are fused, not {norm}"
@@ -271,9 +271,14 @@ class _NormGradient:
         quantizer, streams = self.stage.layer.gradient, self.stage.streams
         stream = streams[0] if quantizer.stochastic and streams is not None else None
         if isinstance(quantizer, TokenShiftQuant):
-            r = quantizer.range_of(_whole(self.r))
-            codes = passes.norm_grad_tokens(*self.operands, r, stream, quantizer.bits, quantizer.top)
-            return quantizer.of_codes(codes, r)
+            form, operands, e = (stream, quantizer.bits, quantizer.top), self.operands, None
+            if quantizer.shifts:  # dx = a (...): what multiplies a channel multiplies its a, exactly
+                r, e, factor = quantizer.exponents_of(self.r)
+                q_g, saved, bits, q_gamma, a, *rest = operands
+                operands = (q_g, saved, bits, q_gamma, a * factor, *rest)
+            else:
+                r = quantizer.range_of(_whole(self.r))
+            return quantizer.of_codes(passes.norm_grad_tokens(*operands, r, *form), r, e)
         if quantizer.range_axis == SAMPLES:
             found = quantizer.ranges_of(passes.norm_grad_amax(*self.operands))
         else:

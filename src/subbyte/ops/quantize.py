@@ -116,7 +116,8 @@ def pack(q: QTensor) -> PackedQTensor:
     if q.inside:
         tokens = codes.view(-1, q.inside.block) if q.inside.block else codes
         packed, places = pack_tokens(tokens, q.code_bits, q.inside.top)
-        return PackedQTensor(packed, codes.shape, codes.stride(), q.scale, q.format, inside=q.inside, places=places)
+        form = (q.format, q.shift, q.max_shift, q.inside)
+        return PackedQTensor(packed, codes.shape, codes.stride(), q.scale, *form, places)
     flat = codes.as_strided((codes.numel(),), (1,))
     return PackedQTensor(
         pack_codes(flat, q.format.bits), codes.shape, codes.stride(), q.scale, q.format, q.shift, q.max_shift
@@ -131,7 +132,8 @@ def unpack(p: PackedQTensor) -> QTensor:
         if block:
             size, stride = torch.Size((p.shape.numel() // block, block)), (block, 1)
         codes = unpack_tokens(p.packed, p.places, size, stride, p.code_bits, p.format.signed, p.inside.top)
-        return QTensor(codes.view(p.shape) if block else codes, p.scale, p.format, inside=p.inside)
+        codes = codes.view(p.shape) if block else codes
+        return QTensor(codes, p.scale, p.format, p.shift, p.max_shift, p.inside)
     flat = unpack_codes(p.packed, p.shape.numel(), p.format.bits, p.format.signed)
     return QTensor(flat.as_strided(p.shape, p.stride), p.scale, p.format, p.shift, p.max_shift)
 

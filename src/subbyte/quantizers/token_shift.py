@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .. import ops
-from ..numerics import IntFormat, clipped, step
+from ..numerics import MAX_EXPONENT, IntFormat, clipped, power_of_two, step
 from ..qtensor import Inside, QTensor
-from .base import Quantizer, and_clip, check_clip
+from .base import Quantizer, and_clip, channel_ranges, check_clip
 
 OPERAND_BITS = 8
 """Of what an integer product takes."""
@@ -30,6 +31,11 @@ class TokenShiftQuant(Quantizer):
     one of 2^bits - 1 codes (2^bits, unsigned). So bits + groups - 1 <= 8, and any product takes it, whatever axis that
     reduces. Packed, it takes `bits` a code and 2 bits (3 for more than 4 groups) a token.
 
+    channel_groups > 1 makes groups of channels too, by ShiftQuant's rule: x 2^e(k) is what is grouped by tokens, where
+    e(k) is the largest of 0..channel_groups - 1 with r_k <= max |x| 2^-e(k). These exponents are the QTensor's shift,
+    since int8 has no room for both. For gradients whose channels lie far apart; it costs a pass over x, and
+    grad_input, which reduces over channels, multiplies by them inside of its sums.
+
     Source: this project's, after ShiftQuant (Guo et al., arXiv 2411.10948).
 
     >>> import torch
@@ -40,6 +46,7 @@ class TokenShiftQuant(Quantizer):
 
     groups: int = 5
     clip: float = 1.0
+    channel_groups: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,6 +54,8 @@ class TokenShiftQuant(Quantizer):
         most = OPERAND_BITS - self.bits + 1
         if not 1 <= self.groups <= most:
             raise ValueError(f"{self.bits} bits leave room in {OPERAND_BITS} for 1 to {most} groups, not {self.groups}")
+        if not 1 <= self.channel_groups <= MAX_EXPONENT + 1:
+            raise ValueError(f"TokenShiftQuant takes 1 to {MAX_EXPONENT + 1} channel_groups, not {self.channel_groups}")
 
     @property
     def top(self) -> int:
@@ -58,24 +67,42 @@ class TokenShiftQuant(Quantizer):
         """Of the QTensor; None for one group."""
         return Inside(self.top) if self.top else None
 
+    @property
+    def shifts(self) -> bool:
+        return self.channel_groups > 1
+
     def represent(self, x: Tensor, stream: Tensor | None, r: Tensor | None = None) -> QTensor:
         """r: max |x|, if it is known."""
+        x, r, shift = self._by_channel(x, r)
+        return self.of_codes(ops.quantize_tokens(x, r, stream, self.bits, self.signed, self.top), r, shift)
+
+    def _by_channel(self, x: Tensor, r: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(x with its channels brought together, R, their exponents or None)."""
         if x.ndim < 2:
             raise ValueError(f"TokenShiftQuant needs an axis 1 beside that of the tokens, not {tuple(x.shape)}")
-        r = self.range_of(ops.amax(x, ops.WHOLE) if r is None else r)
-        return self.of_codes(ops.quantize_tokens(x, r, stream, self.bits, self.signed, self.top), r)
+        if not self.shifts or not x.shape[1]:
+            return x, self.range_of(ops.amax(x, ops.WHOLE) if r is None else r), None
+        r, shift, factor = self.exponents_of(channel_ranges(x, 1))
+        return x.to(torch.promote_types(x.dtype, torch.float32)) * factor, r, shift
 
     def range_of(self, r: Tensor) -> Tensor:
         """R of r = max |x|."""
         return clipped(r, self.clip)
 
-    def of_codes(self, codes: Tensor, r: Tensor) -> QTensor:
+    def exponents_of(self, r_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(R, e(k) uint8, 2^e(k) float32) of r_k = amax(x, 1): what groups of channels need."""
+        r, e = ops.shift_exponents(r_k, self.channel_groups - 1)
+        return self.range_of(r), e, power_of_two(e)
+
+    def of_codes(self, codes: Tensor, r: Tensor, shift: Tensor | None = None) -> QTensor:
         """The QTensor of codes that ops.quantize_tokens, or a pass that ends in it, made with the range r."""
         scale, wide = step(r, self.format) * 2.0**-self.top, IntFormat(self.bits + self.top, self.signed)
-        return QTensor(codes, scale, wide, inside=self.inside)
+        return QTensor(codes, scale, wide, shift, 0 if shift is None else self.channel_groups - 1, self.inside)
 
     def groups_used(self, x: Tensor, q: QTensor) -> int:
-        return len(ops.token_exponents(x, self.range_of(ops.amax(x, ops.WHOLE)), self.top).unique())
+        x, r, _ = self._by_channel(x)
+        return len(ops.token_exponents(x, r, self.top).unique())
 
     def details(self) -> str:
-        return and_clip(f"{self.groups} groups of tokens", self.clip)
+        channels = f", {self.channel_groups} of channels" if self.shifts else ""
+        return and_clip(f"{self.groups} groups of tokens{channels}", self.clip)
