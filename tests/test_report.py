@@ -284,6 +284,28 @@ def test_the_gradients_groups_are_reported():
     assert report.rows[0]["gradient_format"] == "s8"
 
 
+def test_channels_that_are_lost_are_named():
+    """By hand: of 4 bits and one scale, 8 and 7 keep what lies within 3 octaves; a channel of zeros is not counted."""
+    x = torch.tensor([[8.0, 3.0, 0.5, 0.01, 0.0]])
+    assert measured(x, AbsMax(4)).lost == 2
+    assert measured(x, ShiftQuant(4, groups=12)).lost == 0
+    assert measured(torch.tensor([1.0, 0.01]), AbsMax(4)).lost == 0  # one axis: no channels
+    factors = torch.exp2(-4.0 * torch.arange(6))
+
+    def summary(gradient: sb.Quantizer) -> tuple[tuple[int, int], str]:
+        model = sb.quantize_(nn.Sequential(nn.Linear(12, 6)), Scheme("x", scheme_of(AbsMax(8), gradient=gradient)))
+        report = sb.report(model, torch.randn(50, 12), None, lambda out, y: (out * factors).sum())
+        return report.layers["0"].lost_channels, report.summary()
+
+    (lost, alive), text = summary(AbsMax(4))
+    assert (lost, alive) == (5, 6)
+    assert "error as large as they are: 0 5 of 6." in text
+    assert "channel_groups" in text
+    (lost, _), text = summary(sb.TokenShiftQuant(4, channel_groups=24))
+    assert lost == 0
+    assert "channel_groups" not in text
+
+
 def test_every_operand_of_every_layer_is_measured():
     report = sb.report(sb.quantize_(conv_net(), "int4"), images())
     for name, layer in report.layers.items():

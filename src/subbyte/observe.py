@@ -23,6 +23,7 @@ class OperandStats:
     format       of the codes, before a shift that they hold
     groups_used  how many different exponents occur (1 without a shift)
     ranges       max |x| of each channel (axis 1), exponents the group of each; both None for one-axis tensors
+    lost         how many channels have an error as large as they are, |x_k - dequantized x_k| >= |x_k| > 0
     """
 
     format: str
@@ -33,20 +34,25 @@ class OperandStats:
     groups_used: int
     ranges: list[float] | None = None
     exponents: list[int] | None = None
+    lost: int = 0
 
     @classmethod
     def measure(cls, x: Tensor, q: QTensor | Emulated, quantizer: Any) -> OperandStats:
         """Compare x with what its Quantizer made of it, in a few passes over x: only done when a layer is observed."""
         x, back = x.detach().float(), q.dequantize()
-        error = (x - back).double().square().sum().sqrt().item()
-        signal = x.double().square().sum().sqrt().item()
-        size = max(x.numel(), 1)
         channels = [i for i in range(x.ndim) if i != 1]
+        squares = [t.double().square() for t in (x - back, x)]
+        error, signal = (t.sum().sqrt().item() for t in squares)
+        size = max(x.numel(), 1)
         ranges = x.abs().amax(channels).tolist() if x.ndim > 1 and x.numel() else None
+        lost = 0
+        if ranges:
+            errors, signals = (t.sum(channels) for t in squares)
+            lost = int(((errors >= signals) & (signals > 0)).sum())
         sqnr, zeros = _decibels(signal, error), q.codes == 0 if isinstance(q, QTensor) else back == 0
         zero_pct = 100 * zeros.sum().item() / size
         if isinstance(q, Emulated):  # none of these clips, and none has groups
-            return cls(str(q.format), str(quantizer), sqnr, 0.0, zero_pct, 1, ranges)
+            return cls(str(q.format), str(quantizer), sqnr, 0.0, zero_pct, 1, ranges, None, lost)
         beyond = x.abs() > (q.format.qmax + 0.5) * q.effective_scale()
         if not q.format.signed:
             beyond = beyond | (x < -0.5 * q.effective_scale())
@@ -60,6 +66,7 @@ class OperandStats:
             groups_used=quantizer.groups_used(x, q),
             ranges=ranges,
             exponents=shift,
+            lost=lost,
         )
 
     def to_dict(self) -> dict:

@@ -209,6 +209,12 @@ class LayerReport:
         """The group's exponent of each channel in the observed step."""
         return self._of_gradient("exponents", torch.int64)
 
+    @property
+    def lost_channels(self) -> tuple[int, int]:
+        """(channels of the gradient in the observed step with an error as large as they are, those that are not 0)."""
+        stats = self.operands.get("gradient")
+        return (stats.lost, sum(r > 0 for r in stats.ranges or ())) if stats else (0, 0)
+
     def _of_gradient(self, what: str, dtype: torch.dtype) -> Tensor | None:
         stats = self.operands.get("gradient")
         values = None if stats is None else getattr(stats, what)
@@ -301,6 +307,12 @@ class Report:
             lines.append(
                 f"gain: time of torch's float layer over that of this one, {torch.get_num_threads()} CPU threads. "
                 + (f"Too small to gain here: {', '.join(slower)} (fastest_here leaves them float)." if slower else "")
+            )
+        counts = {layer.name or "(the model)": layer.lost_channels for layer in self.layers.values()}
+        if lost := [f"{name} {n} of {of}" for name, (n, of) in counts.items() if 2 * n > of]:
+            lines.append(
+                f"channels of gradients with an error as large as they are: {', '.join(lost)}. They lie far below the "
+                "loudest; more groups of channels keep them (ShiftQuant's groups, TokenShiftQuant's channel_groups)."
             )
         if self.conversion.signs:
             lines.append(f"activations are signed throughout: {self.conversion.signs}")
