@@ -11,7 +11,8 @@
 // Structs are the blocks without a tensor: their address has bit 63 set.
 //
 // Compiled with a sanitizer it is stricter: AddressSanitizer knows the guards around a block, and under ThreadSanitizer
-// every call is made by two threads at once, each on blocks of its own, which must end equal.
+// every call is made by two threads at once, each on blocks of its own, which must end equal. Compiled with ONE_THREAD it
+// starts none: the library's workers run one after the other, for an emulator without threads (emulated_cpu.py).
 #include <dlfcn.h>
 
 #include <cstdint>
@@ -40,6 +41,12 @@ namespace {
 thread_local int worker = 0;
 int worker_number() { return worker; }
 void in_parallel(void (*body)(void*), void* data, unsigned threads, unsigned) {
+#ifdef ONE_THREAD  // whoever comes first finds all tasks, also those that were the others' share
+    for (unsigned i = threads; i-- > 0;) {
+        worker = static_cast<int>(i);
+        body(data);
+    }
+#else
     std::vector<std::thread> others;
     for (unsigned i = 1; i < threads; ++i)
         others.emplace_back([=] {
@@ -48,6 +55,7 @@ void in_parallel(void (*body)(void*), void* data, unsigned threads, unsigned) {
         });
     body(data);
     for (std::thread& t : others) t.join();
+#endif
 }
 
 constexpr size_t kAlignment = 64;  // of addresses, which a block keeps; and the width of the guards around it
