@@ -44,6 +44,9 @@ PRESENT, WRITABLE, LARGE = 1, 2, 1 << 7
 STACK = 8 << 20
 HLT = b"\xf4"
 
+TUNABLES = "glibc.cpu.x86_rep_movsb_threshold=0x40000000:glibc.cpu.x86_rep_stosb_threshold=0x40000000"
+"""For the program's C library: memory is copied in vectors, since `rep movsb` is emulated byte by byte."""
+
 MODELS = {"skylake_x": 26, "tigerlake": 29, "sapphire_rapids": 30, "arrow_lake": 31}
 """Some of Bochs' CPUs: without VNNI, with AVX-512's, with both, with AVX-VNNI and no AVX-512; and their numbers there."""
 
@@ -61,11 +64,15 @@ CONTROL = {
 }
 """Registers as Linux leaves them to a program, but for its privilege: it runs in ring 0, where `hlt` is allowed."""
 
+ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")  # of a system call
+REGISTERS = (*ARGUMENTS, "rax", "rcx", "rip", "rsp", "rflags", "cr2")
+
 X87, SSE, AVX, AVX512 = 1, 1 << 1, 1 << 2, 7 << 5  # in XCR0
 CODE_SEGMENT, DATA_SEGMENT = (8, 0xA09B), (16, 0xC093)  # selector and attributes: flat, 64 bits
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
+_libc.syscall.argtypes = [ctypes.c_long, *[c_uint64] * 6]
 _libc.mmap.restype = c_void_p
 _libc.mmap.argtypes = [c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _libc.dlopen.restype = c_void_p
@@ -175,6 +182,11 @@ class Machine:
         bochs.sim_get_param_enum.restype = bochs.bochscpu_cpu_new.restype = c_void_p
         choice = c_void_p(bochs.sim_get_param_enum(b"cpu.model"))
         bochs._ZN14bx_param_num_c15set_initial_valEl(choice, ctypes.c_long(MODELS[model]))
+        self.getters = {name: bochs[f"bochscpu_cpu_{name}"] for name in REGISTERS}
+        self.setters = {name: bochs[f"bochscpu_cpu_set_{name}"] for name in REGISTERS}
+        for name in REGISTERS:
+            self.getters[name].argtypes, self.getters[name].restype = (c_void_p,), c_uint64
+            self.setters[name].argtypes, self.setters[name].restype = (c_void_p, c_uint64), None
         self.hooks = self._hooks(count)
         self.chain = (c_void_p * 2)(ctypes.addressof(self.hooks), None)
         bochs.bochscpu_mem_missing_page(self.on_missing_page)
@@ -213,12 +225,10 @@ class Machine:
         return hooks
 
     def __getitem__(self, register: str) -> int:
-        get = getattr(self.bochs, f"bochscpu_cpu_{register}")
-        get.restype = c_uint64
-        return get(self.cpu)
+        return self.getters[register](self.cpu)
 
     def __setitem__(self, register: str, value: int) -> None:
-        getattr(self.bochs, f"bochscpu_cpu_set_{register}")(self.cpu, c_uint64(value))
+        self.setters[register](self.cpu, value)
 
     def segment(self, name: str, base: int = 0) -> None:
         selector, attributes = CODE_SEGMENT if name == "cs" else DATA_SEGMENT
@@ -258,7 +268,7 @@ class Machine:
         while True:
             self.run()
             number = self["rax"]
-            arguments = [self[name] for name in ("rdi", "rsi", "rdx", "r10", "r8", "r9")]
+            arguments = [self[name] for name in ARGUMENTS]
             if number in (EXIT, EXIT_GROUP):
                 return arguments[0] & 0xFF
             self["rax"] = self.system_call(number, arguments) % 2**64
@@ -272,7 +282,7 @@ class Machine:
                 return -ENOSYS
             self.segment("fs", arguments[1])
             return 0
-        result = _libc.syscall(ctypes.c_long(number), *map(c_uint64, arguments))
+        result = _libc.syscall(number, *arguments)
         if result == -1:
             return -ctypes.get_errno()
         if number in (MMAP, MREMAP):
@@ -285,15 +295,16 @@ class Machine:
         image = Path(loader).read_bytes()
         entry, table, entry_size, entries = _header(image)
         segments = [s for s in _segments(image) if s[0] == PT_LOAD]
-        base = allocate(max(address + size for _, _, address, _, size in segments))
-        stack = allocate(STACK)
+        size = max(address + in_memory for _, _, address, _, in_memory in segments)
+        base, stack = allocate(size), allocate(STACK)
         for _, offset, address, in_file, _ in segments:
             ctypes.memmove(base + address, image[offset : offset + in_file], in_file)
-        self.memory.show(base, len(image))
+        self.memory.show(base, size)
         self.memory.show(stack, STACK)
 
         strings = [s.encode() + b"\0" for s in (loader, program, *arguments)]
-        variables = [f"{k}={v}".encode() + b"\0" for k, v in os.environ.items()]
+        environment = {"GLIBC_TUNABLES": TUNABLES, **os.environ}
+        variables = [f"{k}={v}".encode() + b"\0" for k, v in environment.items()]
         top = stack + STACK - sum(map(len, strings + variables)) - 16
         addresses, at = [], top + 16
         for text in strings + variables:

@@ -204,5 +204,8 @@ int main(int argc, char** argv) {
     const auto set_parallel = reinterpret_cast<void (*)(void*, void*)>(dlsym(library, "sb_set_parallel"));
     if (!set_parallel) fail("the library has no sb_set_parallel");
     set_parallel(reinterpret_cast<void*>(in_parallel), reinterpret_cast<void*>(worker_number));
+    constexpr size_t kPipe = 1 << 16;  // bytes that a pipe holds: an emulator takes long for a system call
+    std::setvbuf(stdin, nullptr, _IOFBF, kPipe);
+    std::setvbuf(stdout, nullptr, _IOFBF, kPipe);
     for (;;) serve(library);
 }
