@@ -5,12 +5,13 @@
 
 ARM := build/arm
 EVEX := build/evex
+EMULATED := build/emulated
 QEMU := qemu-aarch64 -L /usr/aarch64-linux-gnu
 KERNEL_TESTS := tests/test_kernel_table.py tests/test_integer_ops.py $(wildcard tests/test_backend_cpu_*.py)
 ON_RUNNER := PYTHONPATH="tests:$$PYTHONPATH" $(BIN)/python -m pytest -p native_runner
 RUNNER_FLAGS := -std=c++17 -O1 -Wall -Wextra -pthread
 
-.PHONY: test-arm test-avxvnni arm-tools
+.PHONY: test-arm test-avxvnni test-emulated arm-tools emulated-tools
 
 # A CPU with dotprod runs everything; one without it has to do with plain NEON, and to notice that it must.
 test-arm: setup arm-tools ## Run the kernels' tests on an ARMv8 build, emulated
@@ -38,3 +39,21 @@ test-avxvnni: setup ## Run the tests of AVX-VNNI's kernels on a CPU that has AVX
 	  $${CXX:-c++} $(RUNNER_FLAGS) tests/native_runner.cc -o $(EVEX)/runner -ldl; \
 	  SUBBYTE_REQUIRE_ISAS=avxvnni $(ON_RUNNER) --runner "$(EVEX)/runner $(EVEX)/libsubbyte.so" \
 	    -k avxvnni tests/test_kernel_table.py tests/test_backend_cpu_products.py tests/test_backend_cpu_convolutions.py; fi
+
+# The library as it was built, on a Xeon that has every ISA of x86-64, and on an Arrow Lake: AVX-VNNI without AVX-512, and
+# the library must notice. Tests that name a plainer ISA are left to `make test`.
+ON_BOCHS = $(ON_RUNNER) --runner "$(BIN)/python tests/emulated_cpu.py --cpu $(1) $(EMULATED)/runner $(LIBRARY)" \
+  -k "not portable and not avx2"
+LIBRARY := src/subbyte/_lib/libsubbyte.so
+
+test-emulated: setup emulated-tools ## Run the tests of AVX-VNNI's and AVX-512's kernels on emulated CPUs that have them
+	mkdir -p $(EMULATED)
+	$${CXX:-c++} $(RUNNER_FLAGS) -DONE_THREAD tests/native_runner.cc -o $(EMULATED)/runner -ldl
+	$(call ON_BOCHS,sapphire_rapids) tests/emulation
+	SUBBYTE_REQUIRE_ISAS="avxvnni avx512vnni" $(call ON_BOCHS,sapphire_rapids) $(KERNEL_TESTS)
+	SUBBYTE_REQUIRE_ISAS=avxvnni $(call ON_BOCHS,arrow_lake) tests/test_kernel_table.py
+
+emulated-tools: setup
+	@if [ "$$(uname -sm)" != "Linux x86_64" ]; then echo "make test-emulated is for Linux on x86-64"; exit 1; fi
+	@PYTHONPATH=tests $(BIN)/python -c "import emulated_cpu; emulated_cpu.library()" 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet -e ".[emulate]"

@@ -4,9 +4,9 @@
 
 The CPU is that of Bochs, as a library (bochscpu-python); this file is the little that a program needs around it:
 
-- Memory. The program lives in this process: whatever it maps lies at the same address here, and the page tables that its
-  CPU walks lead there. Those have pages of 1 GiB, since physical addresses are too narrow for an identity; a page of 4 KiB
-  is handed to the emulator when it is first touched.
+- Memory. The program lives in this process: whatever it maps lies at the same address here, and the page tables that
+  its CPU walks lead there. They have pages of 1 GiB, as many as come into use, since physical addresses are too narrow
+  for an identity; a page of 4 KiB is handed to the emulator when it is first touched.
 - The kernel. LSTAR, where `syscall` jumps to, holds `hlt`. That stops the emulator, the system call is made here with
   the same arguments, and the program goes on behind it. Calls that would change this process instead of the program
   (TLS, signals, threads) are answered below: it cannot start a thread.
@@ -15,7 +15,7 @@ The CPU is that of Bochs, as a library (bochscpu-python); this file is the littl
 
 --count FILE slows it down by far and writes how many instructions of which encoding were executed, as JSON.
 
-What this is not: a sandbox, or a model of time. Nothing of the project is in here; isas.mk puts the kernels' tests on it.
+What this is not: a sandbox, or a model of time. It knows nothing of the library: isas.mk puts the kernels' tests on it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TUNABLES = "glibc.cpu.x86_rep_movsb_threshold=0x40000000:glibc.cpu.x86_rep_stosb
 """For the program's C library: memory is copied in vectors, since `rep movsb` is emulated byte by byte."""
 
 MODELS = {"skylake_x": 26, "tigerlake": 29, "sapphire_rapids": 30, "arrow_lake": 31}
-"""Some of Bochs' CPUs: without VNNI, with AVX-512's, with both, with AVX-VNNI and no AVX-512; and their numbers there."""
+"""Some of Bochs' CPUs and their numbers there: AVX-512 without VNNI, with its VNNI, with AVX-VNNI too, AVX-VNNI alone."""
 
 CONTROL = {
     "cr0": 1 << 31 | 1 << 5 | 1 << 4 | 1 << 1 | 1,  # PG NE ET MP PE
@@ -100,8 +100,8 @@ class Stopped(Exception):
 def library() -> ctypes.CDLL:
     """The shared library inside bochscpu-python. ImportError without it.
 
-    Not imported: its C functions are what is used. It is bound lazily, because it names two functions of a newer C library
-    than many machines have, and never calls them.
+    Not imported: its C functions are what is used. It is bound lazily, because it names two functions of a newer C
+    library than many machines have, and never calls them.
     """
     spec = importlib.util.find_spec("bochscpu")
     folders = (spec and spec.submodule_search_locations) or ()
@@ -114,14 +114,8 @@ def library() -> ctypes.CDLL:
     return ctypes.CDLL(path, handle=handle)
 
 
-_HOOKS = (
-    "reset hlt mwait branch_taken branch_not_taken near_branch far_branch opcode interrupt exception hw_interrupt "
-    "tlb cache prefetch clflush before_execution after_execution repeat in in2 out lin_access phy_access wrmsr vmexit"
-).split()
-
-
-class _Hooks(ctypes.Structure):
-    _fields_ = [("context", c_void_p), *((name, c_void_p) for name in _HOOKS)]
+_Hooks = c_void_p * 26  # a context, and a function for each kind of event
+_ON_HLT, _ON_EXCEPTION, _BEFORE_EXECUTION = 2, 10, 16  # those used here
 
 
 class _Segment(ctypes.Structure):
@@ -193,7 +187,7 @@ class Machine:
         self.cpu = c_void_p(bochs.bochscpu_cpu_new(0))
         self._set_up()
 
-    def _hooks(self, count: bool) -> _Hooks:
+    def _hooks(self, count: bool) -> ctypes.Array[c_void_p]:
         """The functions that the emulator calls; the objects that keep them alive are attributes."""
         word, number = c_uint64, c_uint32
 
@@ -219,9 +213,10 @@ class Machine:
 
         self.on_missing_page = missing_page
         self.kept: tuple[Callable, ...] = (halt, exception, before_execution)
-        hooks = _Hooks(hlt=ctypes.cast(halt, c_void_p), exception=ctypes.cast(exception, c_void_p))
+        hooks = _Hooks()
+        hooks[_ON_HLT], hooks[_ON_EXCEPTION] = ctypes.cast(halt, c_void_p), ctypes.cast(exception, c_void_p)
         if count:
-            hooks.before_execution = ctypes.cast(before_execution, c_void_p)
+            hooks[_BEFORE_EXECUTION] = ctypes.cast(before_execution, c_void_p)
         return hooks
 
     def __getitem__(self, register: str) -> int:
@@ -328,7 +323,7 @@ def _header(image: bytes) -> tuple[int, int, int, int]:
     if image[:5] != b"\x7fELF\x02" or image[18] != 62:
         raise ValueError("not a program for x86-64")
     entry, table = struct.unpack_from("<QQ", image, 24)
-    return entry, table, *struct.unpack_from("<HH", image, 54)  # type: ignore[return-value]
+    return entry, table, *struct.unpack_from("<HH", image, 54)
 
 
 def _segments(image: bytes) -> list[tuple[int, int, int, int, int]]:

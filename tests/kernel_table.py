@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from subbyte.backends import _native
@@ -29,6 +30,7 @@ def isas_of_cpu() -> tuple[str, ...]:
     return tuple(isa for isa, needed in _FLAGS.items() if flags.issuperset(needed))
 
 
+@functools.cache  # asked before every comparison, and a library on an emulator takes long for its table
 def kernel_for(op: str, isa: str) -> str:
     """The kernel of `op` that has to run where `isa` is forced: its own, or that of the next lower ISA with one."""
     kernels = {(row_op, row_isa): kernel for row_op, kernel, row_isa in _native.kernels()}

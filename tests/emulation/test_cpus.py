@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from native_runner import Library
 from subbyte import ops
 from subbyte.backends import _cpu_products, _native
 
-pytestmark = pytest.mark.skipif("'emulated_cpu.py' not in (config.getoption('runner', None) or '')", reason="no emulator")
+pytestmark = pytest.mark.skipif(
+    "'emulated' not in (config.getoption('runner', None) or '')", reason="needs the emulator"
+)
 
 VNNI = {"avxvnni": "vex vpdpbusd", "avx512vnni": "evex vpdpbusd"}
 """ISA -> what emulated_cpu counts its product as."""
@@ -29,9 +32,9 @@ def start(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_p
     started = []
 
     def library(*options: str) -> Library:
-        command = request.config.getoption("--runner").replace("emulated_cpu.py", " ".join(("emulated_cpu.py", *options)))
+        *command, program, its_library = shlex.split(request.config.getoption("--runner"))
         with (tmp_path / "report").open("wb") as report:
-            started.append(Library(command, report))
+            started.append(Library(shlex.join([*command, *options, program, its_library]), report))
         started[-1].sb_isa_name.restype = ctypes.c_char_p
         monkeypatch.setattr(_native, "lib", started[-1])
         return started[-1]
