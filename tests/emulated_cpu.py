@@ -48,7 +48,7 @@ TUNABLES = "glibc.cpu.x86_rep_movsb_threshold=0x40000000:glibc.cpu.x86_rep_stosb
 """For the program's C library: memory is copied in vectors, since `rep movsb` is emulated byte by byte."""
 
 MODELS = {"skylake_x": 26, "tigerlake": 29, "sapphire_rapids": 30, "arrow_lake": 31}
-"""Some of Bochs' CPUs and their numbers there: AVX-512 without VNNI, with its VNNI, with AVX-VNNI too, AVX-VNNI alone."""
+"""Some of Bochs' CPUs and their numbers there: AVX-512 without VNNI, with it, with AVX-VNNI too, AVX-VNNI alone."""
 
 CONTROL = {
     "cr0": 1 << 31 | 1 << 5 | 1 << 4 | 1 << 1 | 1,  # PG NE ET MP PE
