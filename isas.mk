@@ -40,8 +40,8 @@ test-avxvnni: setup ## Run the tests of AVX-VNNI's kernels on a CPU that has AVX
 	  SUBBYTE_REQUIRE_ISAS=avxvnni $(ON_RUNNER) --runner "$(EVEX)/runner $(EVEX)/libsubbyte.so" \
 	    -k avxvnni tests/test_kernel_table.py tests/test_backend_cpu_products.py tests/test_backend_cpu_convolutions.py; fi
 
-# The library as it was built, on a Xeon that has every ISA of x86-64, and on an Arrow Lake: AVX-VNNI and no AVX-512, and
-# the library must notice. Tests that name a plainer ISA are left to `make test`.
+# The library as it was built, on a Xeon with every ISA of x86-64, and on an Arrow Lake: that one has AVX-VNNI and no
+# AVX-512, and the library must notice. Tests that name a plainer ISA are left to `make test`.
 LIBRARY := src/subbyte/_lib/libsubbyte.so
 ON_BOCHS = $(ON_RUNNER) --runner "$(BIN)/python tests/emulated_cpu.py --cpu $(1) $(EMULATED)/runner $(LIBRARY)"
 NEWER := -k "not portable and not avx2"
