@@ -57,7 +57,8 @@ class Config:
 WITHIN = "difference, upper end of its interval"
 GROUP, FAR_GROUP = "resnet", "channels far apart"
 
-FAR = (BASELINE, "absmax", "psq", "bhq", "luq", "shift-4", "shift-9", "tokens-5", "tokens-5-channels-9", "oracle-4")
+TOKENS_AND_CHANNELS = ("tokens-5-channels-9", "tokens-5-channels-13")
+FAR = (BASELINE, "absmax", "psq", "bhq", "luq", "shift-4", "shift-9", "tokens-5", *TOKENS_AND_CHANNELS, "oracle-4")
 """The variants that run on channels far apart, too."""
 
 EXPECTED = (
@@ -86,7 +87,7 @@ EXPECTED = (
             factor=100,
             unit="points",
         )
-        for ours in ("shift-9", "tokens-5-channels-9")
+        for ours in ("shift-9", *TOKENS_AND_CHANNELS)
     ),
 )
 
@@ -110,6 +111,7 @@ def quantizers(bits: int) -> dict[str, Quantizer | None]:
         "shift-9-samples": ShiftQuant(bits, groups=9, axis=0, **how),
         "tokens-5": TokenShiftQuant(bits, groups=9 - bits, **how),
         "tokens-5-channels-9": TokenShiftQuant(bits, groups=9 - bits, channel_groups=9, **how),
+        "tokens-5-channels-13": TokenShiftQuant(bits, groups=9 - bits, channel_groups=13, **how),
         "shift-4-chosen": ShiftQuant(bits, groups=4, exponents="chosen", max_exponent=8, **how),
         "oracle-4": GroupOracle(bits, groups=4, **how),
     }
