@@ -24,6 +24,14 @@ def loud_and_silent(*shape: int, octaves: int = 8) -> torch.Tensor:
     return torch.randn(shape, generator=g) * torch.exp2(-octaves * torch.rand(tokens, generator=g))
 
 
+def laid_out(layout: str, make=loud_and_silent) -> tuple[torch.Tensor, torch.Tensor]:
+    """(a row-major tensor, the same in this layout)."""
+    x = make(8, 12) if layout in ("rows", "columns") else make(3, 8, 5, 4)
+    if layout == "columns":
+        return x, x.T.contiguous().T
+    return x, x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else x
+
+
 def exponents(x: torch.Tensor, top: int, clip: float = 1.0) -> torch.Tensor:
     """By logarithm, which is exact enough where no range lies at a power of two."""
     r = x.abs().amax(1, keepdim=True)
@@ -86,12 +94,7 @@ def test_activations_by_tokens_are_closer_than_with_one_scale():
 
 @pytest.mark.parametrize("layout", ["rows", "columns", "channels_last", "planes"])
 def test_the_layout_changes_nothing(layout):
-    x = loud_and_silent(8, 12) if layout in ("rows", "columns") else loud_and_silent(3, 8, 5, 4)
-    same = x
-    if layout == "columns":
-        same = x.T.contiguous().T
-    elif layout == "channels_last":
-        same = x.contiguous(memory_format=torch.channels_last)
+    x, same = laid_out(layout)
     quantizer = sb.TokenShiftQuant(4, rounding="stochastic")
     stream = torch.tensor(77)
     ours = quantizer(same, stream)
@@ -104,11 +107,7 @@ def test_the_layout_changes_nothing(layout):
 @pytest.mark.parametrize("layout", ["rows", "columns", "channels_last", "planes"])
 @pytest.mark.parametrize("signed", [True, False])
 def test_packed_are_the_bits_of_a_code_and_two_a_token(layout, signed):
-    x = loud_and_silent(8, 12) if layout in ("rows", "columns") else loud_and_silent(3, 8, 5, 4)
-    if layout == "columns":
-        x = x.T.contiguous().T
-    elif layout == "channels_last":
-        x = x.contiguous(memory_format=torch.channels_last)
+    _, x = laid_out(layout)
     q = sb.TokenShiftQuant(4, groups=3, signed=signed)(x if signed else x.abs())
     kernels: dict[str, str] = {}
     with ops.recording(kernels):

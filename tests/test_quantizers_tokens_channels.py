@@ -11,7 +11,8 @@ from torch.nn import functional as F
 import subbyte as sb
 from subbyte import ops
 from subbyte.numerics import RANGE_FLOOR, draw_stream
-from test_quantizers_tokens import loud_and_silent
+from test_fusion import PASSES, Block, Net, assert_same, images, pair, step
+from test_quantizers_tokens import laid_out, loud_and_silent
 
 BOTH = sb.TokenShiftQuant(4, rounding="stochastic", channel_groups=9)
 
@@ -71,12 +72,7 @@ def test_the_mean_is_exact():
 
 @pytest.mark.parametrize("layout", ["rows", "columns", "channels_last", "planes"])
 def test_the_layout_and_the_backend_change_nothing(layout):
-    x = far_apart(8, 12) if layout in ("rows", "columns") else far_apart(3, 8, 5, 4)
-    same = x
-    if layout == "columns":
-        same = x.T.contiguous().T
-    elif layout == "channels_last":
-        same = x.contiguous(memory_format=torch.channels_last)
+    x, same = laid_out(layout, far_apart)
     ours = BOTH(same, torch.tensor(77))
     with ops.use_backend("reference"):
         reference = BOTH(x, torch.tensor(77))
@@ -132,6 +128,30 @@ def test_gradients_are_those_of_the_dequantized_gradient(make):
     (F.linear if isinstance(layer, nn.Linear) else F.conv2d)(dx, dw, bias).backward(dg)
     for ours, expected in ((x.grad, dx.grad), (quantized[0].weight.grad, dw.grad), (quantized[0].bias.grad, bias.grad)):
         torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["nhwc", "nchw"])
+def test_fused_as_unfused(layout):
+    """And not as without the groups: the channels of these gradients are octaves apart, as 1 / D of their norms is."""
+    x, gradients = images(3, 3, 7, 5, layout=layout), {}
+    for quantizer in (BOTH, dataclasses.replace(BOTH, channel_groups=1)):
+        torch.manual_seed(0)
+        model = Net(Block(8), Block(8, swapped=True)).to(memory_format=layout)
+        with torch.no_grad():
+            for block in model.body:
+                for conv in (block.conv1, block.conv2):
+                    conv.weight.mul_(torch.exp2(-torch.arange(8.0)).view(-1, 1, 1, 1))
+        own = sb.LayerScheme(sb.PerChannel(8, axis=0), sb.AbsMax(8), quantizer)
+        unfused, fused = pair(model, sb.Scheme("own", own, sb.NormScheme(saved=6)), x)
+        shifts = sb.report(unfused, x).layers["body.0.conv2"].gradient_exponents
+        assert (shifts is None) == (quantizer is not BOTH)
+        if shifts is not None:
+            assert shifts.max() >= 4
+        assert_same(unfused, fused, x)
+        assert set(PASSES) - {"norm_relu_tokens"} <= set(fused.body[0].bn1.record.kernels)
+        assert ops.dispatch.REFERENCE not in fused.body[0].bn1.record.kernels.values()
+        gradients[quantizer.channel_groups] = step(fused, x)
+    assert any(not torch.equal(a, b) for a, b in zip(*gradients.values(), strict=True))
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan, math.inf, RANGE_FLOOR, RANGE_FLOOR / 4, 3e38])

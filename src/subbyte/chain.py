@@ -235,7 +235,7 @@ class _Norm:
         quantizer = layer.activation
         assert quantizer is not None
         if isinstance(quantizer, TokenShiftQuant):
-            whole, form = quantizer.range_of(_whole(self.r)), (quantizer.bits, quantizer.signed, quantizer.top)
+            (whole, _, _), form = quantizer.ranges_of(self.r), (quantizer.bits, quantizer.signed, quantizer.top)
             codes, packed, places, saved, mask = passes.norm_relu_tokens(*self.operands, whole, *form)
             q = quantizer.of_codes(codes, whole)
             at_rest = PackedQTensor(
@@ -271,14 +271,12 @@ class _NormGradient:
         quantizer, streams = self.stage.layer.gradient, self.stage.streams
         stream = streams[0] if quantizer.stochastic and streams is not None else None
         if isinstance(quantizer, TokenShiftQuant):
-            form, operands, e = (stream, quantizer.bits, quantizer.top), self.operands, None
-            if quantizer.shifts:  # dx = a (...): what multiplies a channel multiplies its a, exactly
-                r, e, factor = quantizer.exponents_of(self.r)
-                q_g, saved, bits, q_gamma, a, *rest = operands
-                operands = (q_g, saved, bits, q_gamma, a * factor, *rest)
-            else:
-                r = quantizer.range_of(_whole(self.r))
-            return quantizer.of_codes(passes.norm_grad_tokens(*operands, r, *form), r, e)
+            r, shift, _ = quantizer.ranges_of(self.r)
+            q_g, saved, bits, q_gamma, a, *rest = self.operands
+            if shift is not None:  # dx = a (...): what multiplies a channel multiplies its a, exactly
+                a = a * numerics.power_of_two(shift)
+            form = (q_g, saved, bits, q_gamma, a, *rest, r, stream, quantizer.bits, quantizer.top)
+            return quantizer.of_codes(passes.norm_grad_tokens(*form), r, shift)
         if quantizer.range_axis == SAMPLES:
             found = quantizer.ranges_of(passes.norm_grad_amax(*self.operands))
         else:

@@ -82,17 +82,20 @@ class TokenShiftQuant(Quantizer):
             raise ValueError(f"TokenShiftQuant needs an axis 1 beside that of the tokens, not {tuple(x.shape)}")
         if not self.shifts or not x.shape[1]:
             return x, self.range_of(ops.amax(x, ops.WHOLE) if r is None else r), None
-        r, shift, factor = self.exponents_of(channel_ranges(x, 1))
-        return x.to(torch.promote_types(x.dtype, torch.float32)) * factor, r, shift
+        r, shift, _ = self.ranges_of(channel_ranges(x, 1))
+        assert shift is not None
+        return x.to(torch.promote_types(x.dtype, torch.float32)) * power_of_two(shift), r, shift
 
     def range_of(self, r: Tensor) -> Tensor:
         """R of r = max |x|."""
         return clipped(r, self.clip)
 
-    def exponents_of(self, r_k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(R, e(k) uint8, 2^e(k) float32) of r_k = amax(x, 1): what groups of channels need."""
-        r, e = ops.shift_exponents(r_k, self.channel_groups - 1)
-        return self.range_of(r), e, power_of_two(e)
+    def ranges_of(self, r_k: Tensor) -> tuple[Tensor, Tensor | None, int]:
+        """(R, e(k) or None, the largest there may be) from r_k = amax(x, 1), at least one."""
+        if not self.shifts:
+            return self.range_of(r_k.amax(list(range(r_k.ndim)), keepdim=True)), None, 0
+        r, shift = ops.shift_exponents(r_k, self.channel_groups - 1)
+        return self.range_of(r), shift, self.channel_groups - 1
 
     def of_codes(self, codes: Tensor, r: Tensor, shift: Tensor | None = None) -> QTensor:
         """The QTensor of codes that ops.quantize_tokens, or a pass that ends in it, made with the range r."""
