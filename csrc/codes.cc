@@ -28,7 +28,7 @@ SB_EXPORT const char* sb_shift_codes(
     std::vector<float> ranges(static_cast<size_t>(groups), 0.0f);
     if (n) sb_amax(x, n / (groups * inner), groups, inner, ranges.data(), threads);
     float r;
-    sb_shift_exponents(ranges.data(), groups, top, &r, shift, 1);
+    sb_shift_exponents(ranges.data(), groups, top, 0, &r, shift, 1);
     r = clipped(r, clip);
     *scale = r / static_cast<float>(high);
     return sb_quantize(

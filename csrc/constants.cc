@@ -130,7 +130,9 @@ SB_EXPORT const char* sb_norm_grad_range(
     return "norm_grad_range_portable";
 }
 
-SB_EXPORT const char* sb_shift_exponents(const float* r_k, sb::i64 channels, int top, float* r, sb::u8* shift, int) {
+// apart > 0: no exponents unless a quarter of the channels above 0 have one of at least `apart`.
+SB_EXPORT const char* sb_shift_exponents(
+    const float* r_k, sb::i64 channels, int top, int apart, float* r, sb::u8* shift, int) {
     using namespace sb;
     float largest = r_k[0];
     for (i64 c = 1; c < channels; ++c)
@@ -144,5 +146,9 @@ SB_EXPORT const char* sb_shift_exponents(const float* r_k, sb::i64 channels, int
         }
         shift[c] = e;
     }
+    i64 alive = 0, far = 0;
+    for (i64 c = 0; c < channels; ++c)
+        if (r_k[c] > 0) ++alive, far += shift[c] >= apart;
+    if (apart && 4 * far < std::max<i64>(alive, 1)) std::fill(shift, shift + channels, u8{0});
     return "shift_exponents_portable";
 }

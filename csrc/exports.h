@@ -53,7 +53,7 @@ SB_EXPORT const char* sb_norm_grad_range(
     const sb::i64* low, const sb::i64* high, sb::i64 channels, const sb::i8* gamma, sb::i64 gamma_channels,
     const float* a, const float* u, const float* v, const float* t, float* r, int);
 SB_EXPORT const char* sb_shift_exponents(
-    const float* r_k, sb::i64 channels, int top, float* r, sb::u8* shift, int);
+    const float* r_k, sb::i64 channels, int top, int apart, float* r, sb::u8* shift, int);
 SB_EXPORT const char* sb_absmax_codes(
     const float* x, sb::i64 n, float clip, const sb::i64* stream, sb::i64 batch, sb::i64 channels, sb::i64 pixels,
     int low, int high, void* codes, float* scale, int threads);

@@ -1,12 +1,14 @@
 // sb_linear_forward and sb_linear_backward: a linear layer in one call each way (ops/linear.py): codes of its operands,
 // in memory that the next call uses again, and its products by sb_gemm.
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "exports.h"
 #include "gemm_call.h"
 #include "memory.h"
 #include "numerics.h"
+#include "parallel.h"
 
 namespace sb {
 namespace {
@@ -22,17 +24,38 @@ struct Tokens {
     const char* kernel;
 };
 
-// codes: x's, with an exponent up to `top` for each `row` elements inside of them; stream: nullptr rounds to nearest.
-Tokens tokens_of(
-    const float* x, i64 n, i64 row, float clip, const i64* stream, int bits, bool with_sign, int top, i8* codes,
-    int threads) {
-    float range;
-    sb_amax(x, 1, 1, n, &range, threads);
+// codes: x's, whose largest magnitude is `range`, with an exponent up to `top` for each `row` elements inside of them;
+// stream: nullptr rounds to nearest.
+Tokens tokens_within(
+    float range, const float* x, i64 n, i64 row, float clip, const i64* stream, int bits, bool with_sign, int top,
+    i8* codes, int threads) {
     range = clipped(range, clip);
     const char* kernel =
         sb_quantize_tokens(x, n / row, row, &range, stream, 1, n, 1, bits, with_sign, top, codes, threads);
     const int high = (1 << (bits - with_sign)) - 1;
     return {range / static_cast<float>(high) / power_of_two(static_cast<u8>(top)), kernel};
+}
+
+Tokens tokens_of(
+    const float* x, i64 n, i64 row, float clip, const i64* stream, int bits, bool with_sign, int top, i8* codes,
+    int threads) {
+    float range;
+    sb_amax(x, 1, 1, n, &range, threads);
+    return tokens_within(range, x, n, row, clip, stream, bits, with_sign, top, codes, threads);
+}
+
+// Is `least`, the scale of A, times that of B in no need of rounding, whatever power of two goes into the sums instead?
+bool is_normal(float least, const void* product) {
+    return least * *reinterpret_cast<const float*>(given(product).b_scale) >= std::numeric_limits<float>::min();
+}
+
+// to[i][j] = x[i][j] 2^shift[j]
+void shifted(const float* x, i64 rows, i64 columns, const u8* shift, float* to, int threads) {
+    std::vector<float> factor(static_cast<size_t>(columns));
+    for (size_t j = 0; j < factor.size(); ++j) factor[j] = power_of_two(shift[j]);
+    parallel(threads, rows, [&](i64 i, int) {
+        for (i64 j = 0; j < columns; ++j) to[i * columns + j] = x[i * columns + j] * factor[static_cast<size_t>(j)];
+    });
 }
 
 }  // namespace
@@ -79,12 +102,14 @@ SB_EXPORT const char* sb_linear_forward(
 
 // g: (rows, outputs) dense floats -> grad_input = g w, grad_weight = g transposed by x, and ones by g; each product may
 // be null. Exponents up to `top` belong to rows (tokens) or to outputs; w's, up to w_top, are in grad_input's call.
+// With tokens, outputs have exponents up to channel_top beside them, as sb_shift_exponents gives them. Where all are 0,
+// grad_input goes without them, and with `wide_without` in place of its `wide`.
 // x_places, w_places: of packed codes with exponents inside, which are unpacked here; nullptr: the call has the operand.
 SB_EXPORT const char* sb_linear_backward(
-    const float* g, sb::i64 rows, sb::i64 outputs, int tokens, int top, float clip, const sb::i64* stream, int bits,
-    sb::i64 inputs, const sb::u8* x_packed, const sb::u8* x_places, int x_bits, int x_signed, int x_top,
+    const float* g, sb::i64 rows, sb::i64 outputs, int tokens, int top, int channel_top, int apart, float clip,
+    const sb::i64* stream, int bits, sb::i64 inputs, const sb::u8* x_packed, const sb::u8* x_places, int x_bits, int x_signed, int x_top,
     const sb::u8* w_packed, const sb::u8* w_places, int w_bits, int w_signed, int w_top, sb::i64 w_block,
-    const void* grad_input, const void* grad_weight, const void* grad_bias, int threads) {
+    const void* grad_input, int wide_without, const void* grad_weight, const void* grad_bias, int threads) {
     using namespace sb;
     const i64 n = rows * outputs;
     const Scratch codes(n);
@@ -92,9 +117,20 @@ SB_EXPORT const char* sb_linear_backward(
     std::vector<u8> shift(static_cast<size_t>(outputs));
     float step;
     const char* kernel;
-    if (tokens) {  // the shift is in the codes
-        const Tokens found = tokens_of(g, n, outputs, clip, stream, bits, true, top, codes.as<i8>(), threads);
-        step = found.step, kernel = found.kernel, top = 0;
+    bool without = false;  // exponents of outputs, in grad_input
+    if (tokens) {  // theirs is in the codes
+        std::vector<float> ranges(static_cast<size_t>(channel_top ? outputs : 1));
+        sb_amax(g, channel_top ? rows : 1, channel_top ? outputs : 1, channel_top ? 1 : n, ranges.data(), threads);
+        float range = ranges[0];
+        if (channel_top) sb_shift_exponents(ranges.data(), outputs, channel_top, apart, &range, shift.data(), 1);
+        const bool far = std::any_of(shift.begin(), shift.end(), [](u8 e) { return e > 0; });
+        const Scratch nearer(far ? n * static_cast<i64>(sizeof(float)) : 0);
+        if (far) shifted(g, rows, outputs, shift.data(), nearer.as<float>(), threads);
+        const Tokens found = tokens_within(
+            range, far ? nearer.as<float>() : g, n, outputs, clip, stream, bits, true, top, codes.as<i8>(), threads);
+        step = found.step, kernel = found.kernel, top = channel_top;
+        without = !far && (!grad_input || is_normal(step / power_of_two(static_cast<u8>(top + w_top)), grad_input));
+        if (without) top = 0;
     } else {
         const int high = (1 << (bits - 1)) - 1;
         kernel = sb_shift_codes(
@@ -114,6 +150,7 @@ SB_EXPORT const char* sb_linear_backward(
         }
         call.a.data = address(q), call.a_scale = address(&least);
         if (top) call.a.shift = address(shift.data());
+        if (without) call.a.max_shift = 0, call.wide = wide_without;
         kernel = sb_gemm(&call, threads);
     }
     if (grad_weight) {

@@ -131,15 +131,19 @@ def norm_grad_tokens(big: int) -> list[tuple]:
 
 
 def quantize_tokens(big: int) -> list[tuple]:
+    def octaves(g: Tensor, below: int) -> Tensor:
+        return (torch.arange(g.shape[1]) % below).to(torch.uint8).view([-1 if i == 1 else 1 for i in range(g.ndim)])
+
     return [
-        (g, torch.full([1] * g.ndim, 5.0), stream, *form)
+        (g, torch.full([1] * g.ndim, 5.0), below and octaves(g, below), stream, *form)
         for g, _ in _gradients(big)
-        for stream, *form in (
-            (torch.tensor(3), 4, True, 4),
-            (None, 6, True, 2),
-            (torch.tensor(4), 2, True, 6),
-            (None, 4, False, 2),
-            (torch.tensor(5), 8, False, 0),
+        for below, stream, *form in (
+            (None, torch.tensor(3), 4, True, 4),
+            (None, None, 6, True, 2),
+            (1, torch.tensor(4), 2, True, 6),
+            (5, torch.tensor(4), 4, True, 4),
+            (None, None, 4, False, 2),
+            (3, torch.tensor(5), 8, False, 0),
         )
     ]
 

@@ -57,7 +57,8 @@ def norm_grad_range(big: int) -> list[tuple]:
 
 def shift_exponents(big: int) -> list[tuple]:
     r = torch.exp2(-torch.arange(9.0 * big) / 2).view(1, -1, 1, 1)
-    return [(t, top) for t in (r, r * (r < 0.2), r * 2.0**-76, r[:, :1] * 0) for top in (0, 3, 8)]
+    inputs = (r, r * (r < 0.2), r.clamp(min=0.3), r * 2.0**-76, r[:, :1] * 0)
+    return [(t, *form) for t in inputs for form in ((0, 0), (3, 0), (8, 0), (8, 4), (3, 1))]
 
 
 def absmax_codes(big: int) -> list[tuple]:

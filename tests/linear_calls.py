@@ -66,8 +66,9 @@ def linear_backward(big: int) -> list[tuple]:
         top = min(2, 8 - bits)
         places = packed_places((torch.arange(rows) % (top + 1)).to(torch.uint8), top), top
         of_blocks = packed_places((torch.arange(outputs) % (top + 1)).to(torch.uint8), top), top, inputs
-        forms = ((stream, False, 8, 0.5), (None, False, 3, 1.0), (stream, False, 0, 0.3))
-        tokens = ((stream, True, 8 - bits, 1.0), (None, True, (8 - bits) // 2, 0.4))
+        forms = ((stream, False, 8, 0, 0, 0.5), (None, False, 3, 0, 0, 1.0), (stream, False, 0, 0, 0, 0.3))
+        tokens = ((stream, True, 8 - bits, 0, 0, 1.0), (None, True, (8 - bits) // 2, 0, 0, 0.4))
+        tokens += ((stream, True, 8 - bits, 12, 0, 1.0), (stream, True, 8 - bits, 12, 4, 0.6))
         e = (torch.arange(outputs) * 5 % 4).to(torch.uint8)[:, None], 3, 0
         for shift in (one, e):
             calls += [(g, *form, bits, inputs, True, *x, *whole, *w, *shift) for form in (*forms, *tokens)]
@@ -75,6 +76,8 @@ def linear_backward(big: int) -> list[tuple]:
             calls += [(g, *form, bits, inputs, True, *x, *places, *w, *one) for form in (*forms, *tokens)]
             calls += [(g, *form, bits, inputs, True, *x, *whole, *w, *of_blocks) for form in (*forms, *tokens)]
         calls += [(g, *forms[0], bits, inputs, False, *a, *whole, *b, *one) for a, b in ((x, none), (none, w))]
+        least = (w[0], torch.full((1, 1), 2.0**-40), *w[2:])  # beyond float32 with 2^-12: exponents of 0 stay
+        calls.append((g * 2.0**-76, *tokens[3], bits, inputs, True, *x, *whole, *least, *one))
     return calls
 
 

@@ -83,7 +83,7 @@ def check_backward(isa, g, q_g, k, mask):  # noqa: F811
             run("relu_grad_quantize", isa, g, these, ranges, torch.tensor(-71234567890123), bits)
         for bits, stream in ((4, torch.tensor(9)), (6, None), (8, torch.tensor(1)), (2, torch.tensor(2))):
             for signed in (True, False):
-                run("quantize_tokens", isa, g, r.amax().view([1] * g.ndim), stream, bits, signed, 8 - bits)
+                run("quantize_tokens", isa, g, r.amax().view([1] * g.ndim), None, stream, bits, signed, 8 - bits)
     c = per_channel(q_g, 5)
     gamma, shift = (c * 60).clamp(-127, 127).to(torch.int8), (torch.arange(c.numel()) % 5).to(torch.uint8).view(c.shape)
     one = torch.full([1] * q_g.ndim, 0.25)

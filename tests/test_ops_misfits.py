@@ -38,7 +38,7 @@ OPERANDS = {
     "norm_grad_stats": (1, 2),
     "norm_grad_apply": (1, 2, 3, 4),
     "linear_forward": (1, 2),
-    "linear_backward": (8, 9, 12, 14, 15, 18),
+    "linear_backward": (10, 11, 14, 16, 17, 20),
     "int_quantize": (1,),
     "scaled_conv2d": (5, 10),
     "scaled_conv2d_grad_input": (0, 5, 10),

@@ -15,6 +15,7 @@ from test_fusion import PASSES, Block, Net, assert_same, images, pair, step
 from test_quantizers_tokens import laid_out, loud_and_silent
 
 BOTH = sb.TokenShiftQuant(4, rounding="stochastic", channel_groups=9)
+APART = dataclasses.replace(BOTH, channels_apart=4)
 
 
 def far_apart(*shape: int) -> torch.Tensor:
@@ -104,7 +105,7 @@ def test_the_products_of_layers_are_integers(samples):
     assert report.integer_share == 1.0
     assert {row["gradient_format"] for row in report.rows} == {"s4"}
     assert "quantize_tokens" in report.layers["2"].kernels
-    assert "linear_backward" not in report.layers["5"].kernels
+    assert ("linear_backward" in report.layers["5"].kernels) == (samples == 1)
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(24, 26), lambda: nn.Conv2d(24, 26, 3, bias=True)])
@@ -170,6 +171,10 @@ def test_json_and_what_it_refuses():
     own = scheme()
     assert sb.Scheme.from_json(own.to_json()) == own
     assert str(BOTH) == "s4 TokenShiftQuant(5 groups of tokens, 9 of channels, stochastic)"
+    assert "9 of channels from 4 octaves" in str(APART)
     for n in (0, 25):
         with pytest.raises(ValueError, match=f"1 to 24 channel_groups, not {n}"):
             sb.TokenShiftQuant(4, channel_groups=n)
+    for n in (-1, 9):
+        with pytest.raises(ValueError, match=f"one of the 9 channel_groups, 0 to 8, not {n}"):
+            sb.TokenShiftQuant(4, channel_groups=9, channels_apart=n)

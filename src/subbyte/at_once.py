@@ -62,8 +62,9 @@ def backward(g: Tensor, x: Any, w: Any, sums: bool, products: Products, scheme: 
     q = scheme.gradient
     if type(products) is not MatmulProducts or scheme.gradient_samples != 1 or not ops.covered("linear_backward"):
         return None
-    tokens = type(q) is TokenShiftQuant and not q.shifts
-    top = q.top if tokens and isinstance(q, TokenShiftQuant) else _largest_exponent(q, 1)
+    tokens = isinstance(q, TokenShiftQuant)
+    top = q.top if isinstance(q, TokenShiftQuant) else _largest_exponent(q, 1)
+    channels = (q.channel_groups - 1, q.channels_apart) if isinstance(q, TokenShiftQuant) else (0, 0)
     if q is None or top is None or not q.signed or not _takes(g) or g.shape[1] == 1 or x is w:
         return None
     if not _saved(x, False) or not _saved(w, True):
@@ -75,7 +76,8 @@ def backward(g: Tensor, x: Any, w: Any, sums: bool, products: Products, scheme: 
         of_w = (w.places, w.inside.top, w.inside.block) if w.inside else (w.shift, w.max_shift, 0)
     inputs = (w if x is None else x).shape[1]
     found = ops.linear_backward(
-        g, stream(), tokens, top, clip, q.bits, inputs, sums, *_operand(x), *of_x, *_operand(w), *of_w
+        *(g, stream(), tokens, top, *channels, clip, q.bits, inputs, sums),
+        *(*_operand(x), *of_x, *_operand(w), *of_w),
     )
     for name, operand in (("grad_input", w), ("grad_weight", x)):
         if operand is not None:

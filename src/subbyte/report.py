@@ -80,8 +80,8 @@ def _linear_flops(x, w, *_rest, out_shape=None, **_kwargs) -> int:
 
 
 def _linear_backward_flops(
-    g, stream, tokens, top, clip, bits, inputs, sums, x, x_scale, x_bits, x_signed, x_places, x_top, w, *_rest,
-    out_shape=None, **_kwargs,
+    g, stream, tokens, top, channel_top, apart, clip, bits, inputs, sums,
+    x, x_scale, x_bits, x_signed, x_places, x_top, w, *_rest, out_shape=None, **_kwargs,
 ) -> int:  # fmt: skip
     return 2 * math.prod(g) * inputs * ((x is not None) + (w is not None))
 

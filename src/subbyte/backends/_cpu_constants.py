@@ -21,7 +21,7 @@ _grad = function(
 )
 _relu_range = function("sb_norm_relu_range", *(POINTER,) * 4, INT64, INT64, INT, *_EACH * 3, POINTER, INT)
 _grad_range = function("sb_norm_grad_range", POINTER, POINTER, INT64, *_EACH, *(POINTER,) * 5, INT)
-_exponents = function("sb_shift_exponents", POINTER, INT64, INT, POINTER, POINTER, INT)
+_exponents = function("sb_shift_exponents", POINTER, INT64, INT, INT, POINTER, POINTER, INT)
 
 
 def norm_constants(s, total, spread, least, greatest, n: int, count: int, l2: bool, eps: float, bits: int, over):
@@ -80,11 +80,11 @@ def norm_grad_range(low, high, q_gamma, a, u, v, t) -> Tensor:
     return r if done else NotImplemented
 
 
-def shift_exponents(r_k: Tensor, top: int) -> tuple[Tensor, Tensor]:
+def shift_exponents(r_k: Tensor, top: int, apart: int) -> tuple[Tensor, Tensor]:
     if not _same(r_k, (r_k,), torch.float32) or r_k.numel() == 0:
         return NotImplemented
     r, shift = torch.empty([1] * r_k.ndim), torch.empty(r_k.shape, dtype=torch.uint8)
-    done = call("shift_exponents", _exponents, r_k.data_ptr(), r_k.numel(), top, r.data_ptr(), shift.data_ptr())
+    done = call("shift_exponents", _exponents, r_k.data_ptr(), r_k.numel(), top, apart, r.data_ptr(), shift.data_ptr())
     return (r, shift) if done else NotImplemented
 
 

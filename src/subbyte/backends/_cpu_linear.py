@@ -14,9 +14,9 @@ from ._native import FLOAT, INT, INT64, POINTER, function
 
 _QUANTIZED = (POINTER, INT64, FLOAT, INT, INT, INT)  # values, how many, clip, bits, qmin, qmax
 _forward = function("sb_linear_forward", *_QUANTIZED, INT, *_QUANTIZED, INT64, INT, INT64, *(POINTER,) * 7, INT)
-_GRADIENT = (POINTER, INT64, INT64, INT, INT, FLOAT, POINTER, INT)  # g, its sizes, how it is quantized
+_GRADIENT = (POINTER, INT64, INT64, INT, INT, INT, INT, FLOAT, POINTER, INT)  # g, its sizes, how it is quantized
 _INSIDE = (POINTER, POINTER, INT, INT, INT)  # packed, places, bits, sign, the largest exponent
-_backward = function("sb_linear_backward", *_GRADIENT, INT64, *_INSIDE * 2, INT64, *(POINTER,) * 3, INT)
+_backward = function("sb_linear_backward", *_GRADIENT, INT64, *_INSIDE * 2, INT64, POINTER, INT, POINTER, POINTER, INT)
 
 _Form = tuple[int, bool, int]
 """Of codes: bits, signed, max_shift."""
@@ -56,6 +56,8 @@ def linear_backward(
     stream,
     tokens: bool,
     top,
+    channel_top,
+    apart,
     clip,
     bits,
     inputs,
@@ -90,7 +92,7 @@ def linear_backward(
     grads = [torch.empty(0), torch.empty(0), torch.empty(outputs if sums else 0)]
     products: list[Any] = [None, None, None]
     if w is not None:
-        grads[0], form = torch.empty(rows, inputs), of_g if tokens else (bits, True, top)
+        grads[0], form = torch.empty(rows, inputs), (*of_g[:2], channel_top) if tokens else (bits, True, top)
         exponents = None if w_e is None or w_block else w_e.contiguous()
         w_form = (w_bits + w_top, w_signed, 0) if w_block else (w_bits, w_signed, w_top)
         right = (w.data_ptr(), 1, inputs, w_form)
@@ -111,9 +113,10 @@ def linear_backward(
     address = None if stream is None else stream.data_ptr()
     of_x = (None, None) if x is None or x_places is None else (x.data_ptr(), x_places.data_ptr())
     of_w = (w.data_ptr(), w_e.data_ptr()) if w_block else (None, None)
-    arguments = (g32.data_ptr(), rows, outputs, tokens, top, clip, address, bits, inputs)
+    arguments = (g32.data_ptr(), rows, outputs, tokens, top, channel_top, apart, clip, address, bits, inputs)
     forms = (*of_x, x_bits, x_signed, x_top, *of_w, w_bits, w_signed, w_top, w_block)
-    done = call("linear_backward", _backward, *arguments, *forms, *products)
+    narrow = _sum_is(of_g, (w_bits + w_top, w_signed, 0) if w_block else (w_bits, w_signed, w_top), outputs) == "int32"
+    done = call("linear_backward", _backward, *arguments, *forms, products[0], not narrow, *products[1:])
     return tuple(grads) if done else NotImplemented
 
 

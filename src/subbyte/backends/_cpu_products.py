@@ -93,12 +93,25 @@ def _steps(scale: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
     return scale.expand(shape).stride()
 
 
+def _needless(shift: Tensor | None, top: int, *scales: Tensor) -> bool:
+    """Are all exponents 0, and does 2^top go from the sums to the product of the scales without being rounded?
+
+    Then an operand is multiplied as one without exponents is, which may take fewer bits.
+    """
+    if shift is None or not top or shift.any() or not all(s.numel() for s in scales):
+        return False
+    least = math.prod(s.min().item() for s in scales)
+    return least >= torch.finfo(torch.float32).tiny and scales[0].max().item() < 2.0 ** (127 - top)
+
+
 def _product(op: str, a, ea, a_bits, a_signed, a_max, right: tuple, scales, bias) -> Tensor:
     """int_matmul where scales is None, else scaled_matmul.
 
     right   b as (codes, shape, strides, shift, bits, signed, max_shift, are the codes packed?)
     """
     codes, size, strides, eb, b_bits, b_signed, b_max, packed = right
+    if scales and _floats_ok(*scales) and _needless(ea, a_max, *scales):
+        ea, a_max, scales = None, 0, (scales[0] * 2.0**a_max, scales[1])
     found = _matrices(a.shape, tuple(size), (a_bits, a_signed, a_max), (b_bits, b_signed, b_max))
     if found is None or not _codes_ok(a, codes) or not (scales is None or _floats_ok(*scales)):
         return NotImplemented
@@ -196,6 +209,8 @@ def _convolution(
     ranges   float32, one for each channel of the output: takes the range of each as well
     last     a weight's gradient channels_last; the others lie as their left operand
     """
+    if scale is not None and _floats_ok(scale) and _needless(left[1], left[4], scale):
+        left, scale = (left[0], None, *left[2:4], 0), scale * 2.0 ** left[4]
     a, ea, fa = left[0], left[1], left[2:]
     b, eb, fb = right[0], right[1], right[2:]
     stride, padding, dilation, groups = window

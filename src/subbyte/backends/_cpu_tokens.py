@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..numerics import IntFormat, packed_bytes, place_bits, without_common_places
+from ..numerics import IntFormat, packed_bytes, place_bits, power_of_two, without_common_places
 from ..qtensor import is_dense
 from ._cpu_call import call, dense_float32, ran, transposition
 from ._cpu_chain import NORM, norm_gradient, norm_operands, norm_relu, pointers
@@ -25,16 +25,20 @@ _grad = function(
 )
 
 
-def quantize_tokens(x: Tensor, r: Tensor, stream: Tensor | None, bits: int, signed: bool, top: int) -> Tensor:
+def quantize_tokens(
+    x: Tensor, r: Tensor, shift: Tensor | None, stream: Tensor | None, bits: int, signed: bool, top: int
+) -> Tensor:
     x32 = dense_float32(x)
     if x32 is None or r.dtype != torch.float32 or r.device.type != "cpu" or r.numel() != 1 or x.ndim < 2:
         return NotImplemented
     if x.numel() == 0:
         return NotImplemented
+    if shift is not None and shift.any():  # another pass, only where it changes something
+        x32 = x32 * power_of_two(shift)
     codes = torch.empty_like(x32, dtype=IntFormat(bits, signed).dtype)
     order = (1, x.numel(), 1) if stream is None else transposition(x32)
     if order is None or not _by_rows(x32):
-        found = quantize_tokens(x32.movedim(1, -1).contiguous().movedim(-1, 1), r, stream, bits, signed, top)
+        found = quantize_tokens(x32.movedim(1, -1).contiguous().movedim(-1, 1), r, None, stream, bits, signed, top)
         return found if found is NotImplemented else codes.copy_(found)
     channels = x.shape[1]
     rounding = (None if stream is None else stream.data_ptr(), *order, bits, signed, top)
@@ -85,7 +89,7 @@ def norm_relu_tokens(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits
         if found is NotImplemented:
             return found
         z, _, saved, mask = found
-        codes = quantize_tokens(z, r, None, next_bits, next_signed, top)
+        codes = quantize_tokens(z, r, None, None, next_bits, next_signed, top)
         if codes is NotImplemented:
             return codes
         ran["norm_relu_tokens"] = ran.get("quantize_tokens", "")
@@ -109,7 +113,7 @@ def norm_grad_tokens(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, stream, bit
     if not _by_rows(q_g):  # the channels of a token are apart: dx in floats first
         k = unpack_codes(saved, q_g.numel(), saved_bits, True).as_strided(q_g.shape, q_g.stride())
         dx = norm_grad_apply(q_g, k, q_gamma, a, u, v, t, False)
-        codes = dx if dx is NotImplemented else quantize_tokens(dx, r, stream, bits, True, top)
+        codes = dx if dx is NotImplemented else quantize_tokens(dx, r, None, stream, bits, True, top)
         ran["norm_grad_tokens"] = ran.get("quantize_tokens", "")
         return codes
     codes, channels = torch.empty_like(q_g), q_g.shape[1]

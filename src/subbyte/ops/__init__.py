@@ -41,7 +41,7 @@ from .integers import (
 from .linear import linear_backward, linear_forward
 from .matmul import ContractError, channel_sums, int_matmul, matmul, matmul_accumulators
 from .quantize import WHOLE, amax, narrow, pack, quantize, unpack
-from .tokens import pack_tokens, quantize_tokens, token_exponents, unpack_tokens
+from .tokens import pack_tokens, quantize_tokens, shifted, token_exponents, unpack_tokens
 
 __all__ = [
     "CHANNEL",
@@ -99,6 +99,7 @@ __all__ = [
     "registered",
     "shift_codes",
     "shift_exponents",
+    "shifted",
     "token_exponents",
     "unpack",
     "unpack_tokens",

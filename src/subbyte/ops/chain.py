@@ -155,7 +155,7 @@ def norm_relu_tokens(
     """
     y, k = _reference("norm_apply", q, total, factor, n, bits, q_gamma, scale, beta)
     z = torch.empty_like(q, dtype=torch.float32).copy_(torch.relu(y))
-    codes = _reference("quantize_tokens", z, r, None, next_bits, next_signed, top)
+    codes = _reference("quantize_tokens", z, r, None, None, next_bits, next_signed, top)
     packed, places = _reference("pack_tokens", codes, next_bits, top)
     return codes, packed, places, _saved_form(k, bits, saved_bits), _packed(~(z <= 0), MASK_BITS)
 
@@ -241,4 +241,4 @@ def norm_grad_codes(q_g, saved, saved_bits: int, q_gamma, a, u, v, t, r, shift, 
 def norm_grad_tokens(q_g, saved, saved_bits: int, q_gamma, a, u, v, t, r, stream, bits: int, top: int) -> Tensor:
     """quantize_tokens(dx, r, stream, bits, signed, top) of the same dx."""
     dx = _norm_gradient(q_g, saved, saved_bits, q_gamma, a, u, v, t)
-    return _reference("quantize_tokens", dx, r, stream, bits, True, top)
+    return _reference("quantize_tokens", dx, r, None, stream, bits, True, top)

@@ -37,10 +37,10 @@ def absmax_codes(x: Tensor, clip: float, stream: Tensor | None, bits: int, signe
     ),
 )
 def shift_codes(x: Tensor, axis: int, top: int, clip: float, stream: Tensor | None, bits: int, signed: bool):
-    """(codes, scale, shift): (R, shift) = shift_exponents(amax(x, axis), top), quantize(x, r, shift), step(r).
+    """(codes, scale, shift): (R, shift) = shift_exponents(amax(x, axis), top, 0), quantize(x, r, shift), step(r).
 
     r = clipped(R, clip). x has at least one index along `axis`.
     """
-    r, shift = registered["shift_exponents"](registered["amax"](x, axis), top)
+    r, shift = registered["shift_exponents"](registered["amax"](x, axis), top, 0)
     r = numerics.clipped(r, clip)
     return registered["quantize"](x, r, shift, stream, bits, signed), numerics.step(r, IntFormat(bits, signed)), shift

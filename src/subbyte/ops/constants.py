@@ -113,10 +113,17 @@ def norm_grad_range(low, high, q_gamma, a, u, v, t) -> Tensor:
 
 
 @op(
-    "(Tensor r_k, int top) -> (Tensor, Tensor)",
-    lambda r_k, top: (r_k.new_empty([1] * r_k.ndim), r_k.new_empty(r_k.shape, dtype=torch.uint8)),
+    "(Tensor r_k, int top, int apart) -> (Tensor, Tensor)",
+    lambda r_k, top, apart: (r_k.new_empty([1] * r_k.ndim), r_k.new_empty(r_k.shape, dtype=torch.uint8)),
 )
-def shift_exponents(r_k: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """(R, e): R = max r_k, e = largest_exponents(r_k, R, top), uint8. r_k: float32, at least one."""
+def shift_exponents(r_k: Tensor, top: int, apart: int) -> tuple[Tensor, Tensor]:
+    """(R, e): R = max r_k, e = largest_exponents(r_k, R, top), uint8. r_k: float32, at least one.
+
+    apart > 0: every e is 0 unless, of those r_k that are above 0, at least a quarter have e >= apart.
+    """
     r = r_k.amax(list(range(r_k.ndim)), keepdim=True)
-    return r, numerics.largest_exponents(r_k, r, top).to(torch.uint8)
+    e = numerics.largest_exponents(r_k, r, top)
+    if apart:
+        alive = r_k > 0
+        e = e * (4 * (alive & (e >= apart)).sum() >= alive.sum().clamp(min=1))
+    return r, e.to(torch.uint8)

@@ -12,7 +12,6 @@ from torch import Tensor
 from .. import numerics
 from ..numerics import IntFormat, packed_bytes
 from .dispatch import op, registered
-from .quantize import WHOLE
 from .tokens import places_bytes
 
 
@@ -49,13 +48,13 @@ def linear_forward(
       quantize_tokens of its blocks, and packed alike; both to nearest; scaled_matmul
     """
     if x_top:
-        qx, sx = _tokens(x, None, x_clip, x_bits, x_signed, x_top)
+        qx, sx, _ = _tokens(x, None, x_clip, x_bits, x_signed, x_top)
         px, places = registered["pack_tokens"](qx, x_bits, x_top)
     else:
         qx, sx = registered["absmax_codes"](x, x_clip, None, x_bits, x_signed)
         px, places = registered["pack_codes"](qx.flatten(), x_bits), x.new_empty(0, dtype=torch.uint8)
     if w_block:
-        qw, sw = _tokens(w.reshape(-1, w_block), None, w_clip, w_bits, w_signed, w_top)
+        qw, sw, _ = _tokens(w.reshape(-1, w_block), None, w_clip, w_bits, w_signed, w_top)
         pw, e = registered["pack_tokens"](qw, w_bits, w_top)
         qw, w_bits, steps = qw.view(w.shape), w_bits + w_top, sw.expand(1, len(w))
     else:
@@ -66,18 +65,38 @@ def linear_forward(
     return y, px, sx, places, pw, sw, e
 
 
-def _tokens(x: Tensor, stream: Tensor | None, clip: float, bits: int, signed: bool, top: int) -> tuple[Tensor, Tensor]:
-    """(codes of x with an exponent for each row inside of them, their step)."""
-    r = numerics.clipped(registered["amax"](x, WHOLE), clip)
-    codes = registered["quantize_tokens"](x, r, stream, bits, signed, top)
-    return codes, numerics.step(r, IntFormat(bits, signed)) * 2.0**-top
+def _tokens(
+    x: Tensor, stream: Tensor | None, clip: float, bits: int, signed: bool, top: int, channel_top=0, apart: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(codes of x with an exponent for each row inside of them, their step, an exponent for each column)."""
+    r, shift = registered["shift_exponents"](registered["amax"](x, 1), channel_top, apart)
+    r = numerics.clipped(r, clip)
+    codes = registered["quantize_tokens"](x, r, shift, stream, bits, signed, top)
+    return codes, numerics.step(r, IntFormat(bits, signed)) * 2.0**-top, shift
 
 
 _SAVED = "Tensor? {0}, Tensor? {0}_scale, int {0}_bits, bool {0}_signed"
 
 
 def _backward_fake(
-    g, stream, tokens, top, clip, bits, inputs, sums, x, x_scale, x_bits, x_signed, x_places, x_top, w, *_rest
+    g,
+    stream,
+    tokens,
+    top,
+    channel_top,
+    apart,
+    clip,
+    bits,
+    inputs,
+    sums,
+    x,
+    x_scale,
+    x_bits,
+    x_signed,
+    x_places,
+    x_top,
+    w,
+    *_rest,
 ):
     rows, outputs = g.shape
     sizes = (
@@ -89,7 +108,8 @@ def _backward_fake(
 
 
 @op(
-    "(Tensor g, Tensor? stream, bool tokens, int top, float clip, int bits, int inputs, bool sums, "
+    "(Tensor g, Tensor? stream, bool tokens, int top, int channel_top, int apart, float clip, int bits, int inputs, "
+    "bool sums, "
     f"{_SAVED.format('x')}, Tensor? x_places, int x_top, {_SAVED.format('w')}, Tensor? w_e, int w_top, "
     "int w_block) "
     "-> (Tensor, Tensor, Tensor)",
@@ -100,6 +120,8 @@ def linear_backward(
     stream,
     tokens: bool,
     top,
+    channel_top,
+    apart,
     clip,
     bits,
     inputs,
@@ -124,6 +146,7 @@ def linear_backward(
     inputs  I; sums: is grad_bias wanted?
     tokens  do exponents belong to the rows of g, or to its outputs?
     top     the largest exponent; 0: one range for all of g
+    channel_top, apart  of tokens: outputs have exponents too, as shift_exponents gives them
     x_places, x_top  those of linear_forward; None: x_top is 0
     w_e, w_top, w_block  linear_forward's exponents of w, at most w_top; None: all are 0, as is w_top
     = shift_codes of g along its outputs or quantize_tokens, scaled_matmul_packed (or unpack_tokens and scaled_matmul),
@@ -131,11 +154,11 @@ def linear_backward(
     """
     rows, outputs = g.shape
     if tokens:
-        q, s = _tokens(g, stream, clip, bits, True, top)
-        steps, bits, top, shift = s.expand(1, outputs), bits + top, 0, None
+        q, s, shift = _tokens(g, stream, clip, bits, True, top, channel_top, apart)
+        bits, top = bits + top, channel_top
     else:
         q, s, shift = registered["shift_codes"](g, 1, top, clip, stream, bits, True)
-        steps = s * numerics.power_of_two(-shift.to(torch.int32))
+    steps = s * numerics.power_of_two(-shift.to(torch.int32))
     grad_input, grad_weight, grad_bias = (g.new_empty(0, dtype=torch.float32) for _ in range(3))
     of_g = (q, shift if top else None, bits, True, top)
     if w is not None and w_block:

@@ -16,6 +16,11 @@ from ..numerics import IntFormat, packed_bytes, place_bits
 from .dispatch import op, registered
 
 
+def shifted(x: Tensor, shift: Tensor | None) -> Tensor:
+    """x 2^shift in float32; x itself without a shift."""
+    return x if shift is None else x.to(torch.float32) * numerics.power_of_two(shift)
+
+
 def token_exponents(x: Tensor, r: Tensor, top: int) -> Tensor:
     """largest_exponents of each token's range, max |x| along axis 1."""
     bits = numerics.range_bits(x)
@@ -24,14 +29,20 @@ def token_exponents(x: Tensor, r: Tensor, top: int) -> Tensor:
 
 
 @op(
-    "(Tensor x, Tensor r, Tensor? stream, int bits, bool signed, int top) -> Tensor",
-    lambda x, r, stream, bits, signed, top: torch.empty_like(x, dtype=IntFormat(bits, signed).dtype),
+    "(Tensor x, Tensor r, Tensor? shift, Tensor? stream, int bits, bool signed, int top) -> Tensor",
+    lambda x, r, shift, stream, bits, signed, top: torch.empty_like(x, dtype=IntFormat(bits, signed).dtype),
 )
-def quantize_tokens(x: Tensor, r: Tensor, stream: Tensor | None, bits: int, signed: bool, top: int) -> Tensor:
-    """codes = quantize(x, r, e, stream, bits, signed) 2^(top - e), e = token_exponents(x, r, top).
+def quantize_tokens(
+    x: Tensor, r: Tensor, shift: Tensor | None, stream: Tensor | None, bits: int, signed: bool, top: int
+) -> Tensor:
+    """codes = quantize(z, r, e, stream, bits, signed) 2^(top - e), z = x 2^shift, e = token_exponents(z, r, top).
 
-    x  any float, 2 axes or more; r: float32 of one element, max |x|; bits + top <= 8
+    x      any float, 2 axes or more
+    r      float32 of one element, max |z|
+    shift  uint8, one for each index of axis 1; None: 0
+    bits   bits + top <= 8
     """
+    x = shifted(x, shift)
     e = token_exponents(x, r, top)
     codes = registered["quantize"](x, r, e.to(torch.uint8), stream, bits, signed)
     return torch.empty_like(x, dtype=codes.dtype).copy_(codes * (1 << (top - e)).to(codes.dtype))

@@ -88,7 +88,7 @@ class ShiftQuant(Quantizer):
     def ranges_of(self, r_k: Tensor) -> tuple[Tensor, Tensor, int]:
         if not r_k.numel():
             return r_k.new_zeros([1] * r_k.ndim), r_k.to(torch.uint8), self.max_shift
-        r, shift = ops.shift_exponents(r_k, self.max_shift)
+        r, shift = ops.shift_exponents(r_k, self.max_shift, 0)
         if self.exponents == "chosen":
             shift = chosen_exponents(shift, r_k > 0, self.groups, self.max_shift).to(torch.uint8)
         return clipped(r, self.clip), shift, self.max_shift
