@@ -100,17 +100,19 @@ SCALES = [0.0, 2.0**-149, 2.0**-140, 2.0**-126, 1.3 * 2.0**-110, 1.0, 2.0**110, 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("other", [1.0, 1.1 * 2.0**-20, 2.0**20])
-def test_exponents_of_zero_at_the_ends_of_float32(scale, other):
-    """As the reference, which never leaves them out: nor do kernels where a scale would be rounded, or overflow."""
+@pytest.mark.parametrize("largest", [0, 3])
+def test_exponents_that_are_not_there_at_the_ends_of_float32(scale, other, largest):
+    """As the reference, which has the bits for all: so have kernels where a scale would be rounded, or overflow."""
     torch.manual_seed(1)
     a, w = (torch.randint(-127, 128, size, dtype=torch.int8) for size in ((2, 16, 3, 3), (16, 5, 1, 1)))
     a[0] = 0
-    shift = torch.zeros(1, 16, 1, 1, dtype=torch.uint8)
+    shift = torch.arange(16).clamp(max=largest).to(torch.uint8).view(1, 16, 1, 1)
+    weights = (w, shift.view(16, 1, 1, 1) // 2, 8, True, 5)
     whole = torch.tensor(scale).view(1, 1, 1, 1)
-    conv = (a, shift, 8, True, 12, w, None, 8, True, 0, whole * other, [2, 5, 3, 3], [1, 1], [0, 0], [1, 1], 1)
-    rows, columns = a.flatten(2).mT.reshape(-1, 16), w.flatten(1)
+    conv = (a, shift, 8, True, 12, *weights, whole * other, [2, 5, 3, 3], [1, 1], [0, 0], [1, 1], 1)
+    rows, columns = a.flatten(2).mT.reshape(-1, 16), (w.flatten(1), shift.view(16, 1), 8, True, 4)
     scales = whole.view(1, 1), torch.tensor([[other]])
-    matmul = (rows, shift.view(1, 16), 8, True, 12, columns, None, 8, True, 0, *scales, None)
+    matmul = (rows, shift.view(1, 16), 8, True, 12, *columns, *scales, None)
     for name, call in (("scaled_conv2d_grad_input", conv), ("scaled_matmul", matmul)):
         op = getattr(torch.ops.subbyte, name)
         ours = op(*call)

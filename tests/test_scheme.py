@@ -12,7 +12,7 @@ from subbyte import AbsMax, GroupOracle, LayerScheme, NormScheme, PerChannel, Sc
 from subbyte.quantizers import Quantizer
 from subbyte.scheme import RECIPES, VERSION
 
-NAMES = ("float", "int8", "int6", "int4", "int4-integer-only")
+NAMES = ("float", "int8", "int6", "int4", "int4-wide", "int4-integer-only")
 
 # -------------------------------------------------------------------------------------------------------- generators
 

@@ -312,7 +312,8 @@ class Report:
         if lost := [f"{name} {n} of {of}" for name, (n, of) in counts.items() if 2 * n > of]:
             lines.append(
                 f"channels of gradients with an error as large as they are: {', '.join(lost)}. They lie far below the "
-                "loudest; more groups of channels keep them (ShiftQuant's groups, TokenShiftQuant's channel_groups)."
+                "loudest; more groups of channels keep them (ShiftQuant's groups, TokenShiftQuant's channel_groups; "
+                "the recipe int4-wide)."
             )
         if self.conversion.signs:
             lines.append(f"activations are signed throughout: {self.conversion.signs}")

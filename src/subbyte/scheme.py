@@ -333,9 +333,12 @@ def _override_from_dict(o: dict[str, Any]) -> tuple[str, LayerScheme | NormSchem
     return o["pattern"], _layer_from_dict(o["layer"]) if "layer" in o else None
 
 
-def _recipe(name: str, w: Quantizer, x: Quantizer, g: Quantizer, saved: int) -> Scheme:
-    """Middle layers by w, x, g; norms in 8-bit codes, `saved` bits of them kept; first and last layer 8 bits."""
-    edge = LayerScheme(AbsMax(8), AbsMax(8), ShiftQuant(8, rounding="stochastic", groups=4))
+_EDGE = LayerScheme(AbsMax(8), AbsMax(8), ShiftQuant(8, rounding="stochastic", groups=4))
+_WIDE_EDGE = LayerScheme(ShiftQuant(8, groups=13, axis=0), AbsMax(8), ShiftQuant(8, rounding="stochastic", groups=13))
+
+
+def _recipe(name: str, w: Quantizer, x: Quantizer, g: Quantizer, saved: int, edge: LayerScheme = _EDGE) -> Scheme:
+    """Middle layers by w, x, g; norms in 8-bit codes, `saved` bits of them kept; first and last layer by `edge`."""
     return Scheme(name, LayerScheme(w, x, g), NormScheme("l1", saved=saved), first=edge, last=edge)
 
 
@@ -354,6 +357,15 @@ RECIPES: dict[str, Scheme] = {
         TokenShiftQuant(4, groups=2, clip=0.6),
         TokenShiftQuant(4, rounding="stochastic", groups=5),
         saved=6,
+    ),
+    # for nets whose channels lie up to 12 octaves apart: each has an exponent, in weights and in gradients
+    "int4-wide": _recipe(
+        "int4-wide",
+        ShiftQuant(4, groups=13, axis=0, clip=0.7),
+        TokenShiftQuant(4, groups=2, clip=0.6),
+        TokenShiftQuant(4, rounding="stochastic", groups=5, channel_groups=13, channels_apart=4),
+        saved=6,
+        edge=_WIDE_EDGE,
     ),
 }
 # A table of its input's codes gives xhat once more, so that nothing narrower is kept for backward.

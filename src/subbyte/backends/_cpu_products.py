@@ -93,15 +93,20 @@ def _steps(scale: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
     return scale.expand(shape).stride()
 
 
-def _needless(shift: Tensor | None, top: int, *scales: Tensor) -> bool:
-    """Are all exponents 0, and does 2^top go from the sums to the product of the scales without being rounded?
+def _narrowed(shift: Tensor | None, top: int, *scales: Tensor) -> tuple[Tensor | None, int, Tensor]:
+    """(shift, top, the first scale): the same product with the largest exponent that is there for top.
 
-    Then an operand is multiplied as one without exponents is, which may take fewer bits.
+    Its sums have fewer bits, and none of them are exponents where all are 0. What 2^top loses the scale gains, unless
+    it or the product of the scales would be rounded.
     """
-    if shift is None or not top or shift.any() or not all(s.numel() for s in scales):
-        return False
+    first = scales[0]
+    largest = top if shift is None or not top or not shift.numel() else int(shift.max())
+    if largest >= top or not all(s.numel() for s in scales):
+        return shift, top, first
     least = math.prod(s.min().item() for s in scales)
-    return least >= torch.finfo(torch.float32).tiny and scales[0].max().item() < 2.0 ** (127 - top)
+    if not (least >= torch.finfo(torch.float32).tiny and first.max().item() < 2.0 ** (127 - top)):
+        return shift, top, first
+    return shift if largest else None, largest, first * 2.0 ** (top - largest)
 
 
 def _product(op: str, a, ea, a_bits, a_signed, a_max, right: tuple, scales, bias) -> Tensor:
@@ -110,8 +115,11 @@ def _product(op: str, a, ea, a_bits, a_signed, a_max, right: tuple, scales, bias
     right   b as (codes, shape, strides, shift, bits, signed, max_shift, are the codes packed?)
     """
     codes, size, strides, eb, b_bits, b_signed, b_max, packed = right
-    if scales and _floats_ok(*scales) and _needless(ea, a_max, *scales):
-        ea, a_max, scales = None, 0, (scales[0] * 2.0**a_max, scales[1])
+    if scales and _floats_ok(*scales):
+        sa, sb = scales
+        ea, a_max, sa = _narrowed(ea, a_max, sa, sb)
+        eb, b_max, sa = _narrowed(eb, b_max, sa, sb)
+        scales = sa, sb
     found = _matrices(a.shape, tuple(size), (a_bits, a_signed, a_max), (b_bits, b_signed, b_max))
     if found is None or not _codes_ok(a, codes) or not (scales is None or _floats_ok(*scales)):
         return NotImplemented
@@ -209,16 +217,16 @@ def _convolution(
     ranges   float32, one for each channel of the output: takes the range of each as well
     last     a weight's gradient channels_last; the others lie as their left operand
     """
-    if scale is not None and _floats_ok(scale) and _needless(left[1], left[4], scale):
-        left, scale = (left[0], None, *left[2:4], 0), scale * 2.0 ** left[4]
-    a, ea, fa = left[0], left[1], left[2:]
-    b, eb, fb = right[0], right[1], right[2:]
+    (a, ea, *fa), (b, eb, *fb) = left, right
+    if scale is not None and _floats_ok(scale):
+        ea, fa[2], scale = _narrowed(ea, fa[2], scale)
+        eb, fb[2], scale = _narrowed(eb, fb[2], scale)
     stride, padding, dilation, groups = window
     n, c, h, w, o, p, q, r, s = sizes
     shapes = {"x": (n, c, h, w), "w": (o, c // groups, r, s), "g": (n, o, p, q)}
     if a.shape != shapes[roles[0]] or b.shape != shapes[roles[1]] or c % groups or o % groups:
         return NotImplemented
-    width, axes = _sum_is(fa, fb, length), _REDUCED[roles]
+    width, axes = _sum_is(tuple(fa), tuple(fb), length), _REDUCED[roles]
     if width == "too wide" or not _codes_ok(a, b) or not _floats_ok(scale):
         return NotImplemented
     dtype = torch.float32 if scale is not None else getattr(torch, width)
