@@ -71,10 +71,10 @@ STUDY = Study(
     columns=(Column("integer_share", "integer %", 100, 1), Column("train_loss", "train loss", 1, 3)),
     plots=plots,
     notes=(
-        "`channels far apart`: a ResNet-8 whose convolutions carry constant gains, up to 2^12 apart, which the norms "
-        "behind them take out again: in floats the same net and the same training, but rows of its weights and "
-        "channels of its gradients differ by orders of magnitude. All is quantized here; `gradients` has the gradients alone. "
-        "int4 has one scale for the rows of a weight and for the channels of a gradient; int4-wide gives each row, and "
-        "each channel, a power of two."
+        "`channels far apart`: a ResNet-8 whose convolutions carry constant gains, up to 2^12 apart, which the "
+        "norms behind them take out again: in floats the same net and the same training, but rows of its weights "
+        "and channels of its gradients differ by orders of magnitude. All is quantized here; `gradients` has the "
+        "gradients alone. int4 has one scale for the rows of a weight and for the channels of a gradient; "
+        "int4-wide gives each row, and each channel, a power of two."
     ),
 )
