@@ -44,9 +44,11 @@ Tokens tokens_of(
     return tokens_within(range, x, n, row, clip, stream, bits, with_sign, top, codes, threads);
 }
 
-// Is `least`, the scale of A, times that of B in no need of rounding, whatever power of two goes into the sums instead?
-bool is_normal(float least, const void* product) {
-    return least * *reinterpret_cast<const float*>(given(product).b_scale) >= std::numeric_limits<float>::min();
+// Is `step` times the scale of B in no need of rounding, with 2^-top and without?
+bool exact(float step, int top, const void* product) {
+    const float without = step * *reinterpret_cast<const float*>(given(product).b_scale);
+    return without / power_of_two(static_cast<u8>(top)) >= std::numeric_limits<float>::min() &&
+           without <= std::numeric_limits<float>::max();
 }
 
 // to[i][j] = x[i][j] 2^shift[j]
@@ -129,7 +131,7 @@ SB_EXPORT const char* sb_linear_backward(
         const Tokens found = tokens_within(
             range, far ? nearer.as<float>() : g, n, outputs, clip, stream, bits, true, top, codes.as<i8>(), threads);
         step = found.step, kernel = found.kernel, top = channel_top;
-        without = !far && (!grad_input || is_normal(step / power_of_two(static_cast<u8>(top + w_top)), grad_input));
+        without = !far && (!grad_input || exact(step, top + w_top, grad_input));
         if (without) top = 0;
     } else {
         const int high = (1 << (bits - 1)) - 1;

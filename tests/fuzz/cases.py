@@ -64,7 +64,8 @@ def _operand(d: Draw, shape: list[int], reduced: int, few: bool = False) -> tupl
     shift, most = None, 0
     if d.chance(0.35):
         most = d.of((1, 2) if few else (1, 2, 3, 4, 8, 11, 15))
-        shift = d.exponents([n if i == reduced % len(shape) else 1 for i, n in enumerate(shape)], most)
+        there = d.of((most, most, most // 2, 0))
+        shift = d.exponents([n if i == reduced % len(shape) else 1 for i, n in enumerate(shape)], there)
     codes = d.codes(fmt, shape, layout=not few)
     return codes.contiguous(memory_format=torch.channels_last) if few else codes, shift, fmt.bits, fmt.signed, most
 

@@ -103,8 +103,8 @@ def _narrowed(shift: Tensor | None, top: int, *scales: Tensor) -> tuple[Tensor |
     largest = top if shift is None or not top or not shift.numel() else int(shift.max())
     if largest >= top or not all(s.numel() for s in scales):
         return shift, top, first
-    least = math.prod(s.min().item() for s in scales)
-    if not (least >= torch.finfo(torch.float32).tiny and first.max().item() < 2.0 ** (127 - top)):
+    least, most = (math.prod(s.aminmax()[i].item() for s in scales) for i in (0, 1))
+    if not (least >= torch.finfo(torch.float32).tiny and max(most, first.max().item()) < 2.0 ** (127 - top)):
         return shift, top, first
     return shift if largest else None, largest, first * 2.0 ** (top - largest)
 
