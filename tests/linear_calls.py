@@ -76,7 +76,10 @@ def linear_backward(big: int) -> list[tuple]:
             calls += [(g, *form, bits, inputs, True, *x, *places, *w, *one) for form in (*forms, *tokens)]
             calls += [(g, *form, bits, inputs, True, *x, *whole, *w, *of_blocks) for form in (*forms, *tokens)]
         calls += [(g, *forms[0], bits, inputs, False, *a, *whole, *b, *one) for a, b in ((x, none), (none, w))]
-        for power, other in ((-76, -40), (105, 30)):  # scales beyond float32 with 2^-12, or without: exponents of 0 stay
+        for power, other in (
+            (-76, -40),
+            (105, 30),
+        ):  # scales beyond float32 with 2^-12, or without: exponents of 0 stay
             edge = (w[0], torch.full((1, 1), 2.0**other), *w[2:])
             calls.append((g * 2.0**power, *tokens[3], bits, inputs, True, *x, *whole, *edge, *one))
     return calls
