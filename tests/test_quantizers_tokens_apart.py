@@ -77,6 +77,7 @@ def test_the_same_bits_and_kernels_where_channels_lie_together(kind, far):
     assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
     assert ops.dispatch.REFERENCE not in kernels.values()
     assert kernels["grad_input"] == kernels["grad_weight"] == "integer"
+    assert ("linear_backward" in kernels) == (kind in ("rows", "three axes"))
     names = [name for name in kernels if "grad" in name or "backward" in name]
     assert {kernels[n] for n in names} == {expected_kernels[n] for n in names}
 

@@ -105,7 +105,6 @@ def test_the_products_of_layers_are_integers(samples):
     assert report.integer_share == 1.0
     assert {row["gradient_format"] for row in report.rows} == {"s4"}
     assert "quantize_tokens" in report.layers["2"].kernels
-    assert ("linear_backward" in report.layers["5"].kernels) == (samples == 1)
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(24, 26), lambda: nn.Conv2d(24, 26, 3, bias=True)])

@@ -23,7 +23,7 @@ def forward(x: Tensor, w: Any, bias: Tensor | None, products: Products, scheme: 
     """(y, x packed, w packed) of x (B, I), w (O, I); None where the layer is not one for ops.linear_forward."""
     qx, qw = scheme.activation, scheme.weight
     w_top, w_inside = _largest_exponent(qw, 0), None
-    if isinstance(qw, BlockShiftQuant) and isinstance(w, Tensor):
+    if isinstance(qw, BlockShiftQuant) and not qw.shifts and isinstance(w, Tensor):
         w_inside = qw.inside_of(w)
         w_top = w_inside.top if w_inside else None
     if type(qx) not in (AbsMax, TokenShiftQuant) or qw is None or w_top is None:
@@ -111,7 +111,7 @@ def _saved(p: Any, by_row: bool) -> bool:
         return True
     if not isinstance(p, PackedQTensor) or p.stride != (p.shape[1], 1) or p.scale.numel() != 1:
         return False
-    if p.inside and by_row != (p.inside.block > 0):
+    if p.inside and (by_row != (p.inside.block > 0) or p.shift is not None):
         return False
     return p.shift is None or (by_row and p.shift.shape == (p.shape[0], 1))
 

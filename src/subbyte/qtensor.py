@@ -67,8 +67,8 @@ class QTensor(Scaled):
     scale  float32, broadcastable to codes; 0 for a zero tensor, NaN where the source held NaN or Inf
     shift  uint8, broadcastable to codes and longer than 1 along one axis only, or None; 0 <= shift <= max_shift
     max_shift  the largest exponent that the quantizer may choose: fixed by its settings, never by the data
-    inside  exponents inside of the codes, or None. A shift beside them is along axis 1, and they are those of tokens.
-            Blocks: codes are contiguous, a number of them
+    inside  exponents inside of the codes, or None. A shift beside those of tokens is along axis 1, beside those of
+            blocks along axis 0. Blocks: codes are contiguous, a number of them
 
     >>> q = QTensor(torch.tensor([[1, -7], [3, 0]], dtype=torch.int8), torch.tensor([[0.5]]), IntFormat(4))
     >>> q.dequantize().tolist()
@@ -118,8 +118,12 @@ class QTensor(Scaled):
         c, most = self.codes, self.format.bits - 1
         if not 1 <= inside.top <= most:
             raise ValueError(f"exponents inside of {self.format} codes are at most 1..{most}, not {inside.top}")
-        if self.shift is not None and (inside.block or self.shift.numel() != self.shift.shape[1]):
-            raise ValueError("beside exponents inside of codes a shift is one for each channel, and they are of tokens")
+        axis = 0 if inside.block else 1
+        if self.shift is not None and self.shift.numel() != self.shift.shape[axis]:
+            raise ValueError(
+                f"beside exponents of {'blocks' if inside.block else 'tokens'} inside of codes a shift is along axis "
+                f"{axis}, not {tuple(self.shift.shape)}"
+            )
         if inside.block < 0 or (inside.block and (not c.is_contiguous() or c.numel() % inside.block)):
             raise ValueError(
                 f"blocks of {inside.block} need contiguous codes that are a number of them: not {tuple(c.shape)} with "

@@ -361,7 +361,7 @@ RECIPES: dict[str, Scheme] = {
     # for nets whose channels lie up to 12 octaves apart: each has an exponent, in weights and in gradients
     "int4-wide": _recipe(
         "int4-wide",
-        ShiftQuant(4, groups=13, axis=0, clip=0.7),
+        BlockShiftQuant(4, groups=3, block=8, channel_groups=13, channels_apart=4),
         TokenShiftQuant(4, groups=2, clip=0.6),
         TokenShiftQuant(4, rounding="stochastic", groups=5, channel_groups=13, channels_apart=4),
         saved=6,

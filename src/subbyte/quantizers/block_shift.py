@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .. import ops
 from ..qtensor import Inside, QTensor
-from .base import Quantizer, and_clip
-from .token_shift import TokenShiftQuant
+from .base import Quantizer, and_clip, channel_ranges
+from .token_shift import TokenShiftQuant, check_channel_groups, of_channels
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class BlockShiftQuant(Quantizer):
     the codes. Packed, it takes `bits` a code and 2 bits (3 for more than 4 groups) a block, where the tensor is
     contiguous and a number of blocks.
 
+    channel_groups > 1 makes groups of channels too, for weights whose output channels (indices k of axis 0) lie far
+    apart: x 2^e(k) is what has blocks, e(k) the largest of 0..channel_groups - 1 with max |x_k| <= max |x| 2^-e(k).
+    These exponents are the QTensor's shift. channels_apart as in TokenShiftQuant.
+
     Source: this project's, between ShiftQuant (Guo et al., arXiv 2411.10948) and the MX formats (arXiv 2310.10537).
 
     >>> import torch
@@ -35,12 +40,15 @@ class BlockShiftQuant(Quantizer):
     groups: int = 3
     block: int = 8
     clip: float = 1.0
+    channel_groups: int = 1
+    channels_apart: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.block < 1:
             raise ValueError(f"a block of BlockShiftQuant has 1 element or more, not {self.block}")
         _ = self._of_rows  # which checks groups and clip
+        check_channel_groups(self, self.channel_groups, self.channels_apart)
 
     @property
     def top(self) -> int:
@@ -56,12 +64,25 @@ class BlockShiftQuant(Quantizer):
         flat = x.contiguous().flatten()
         return pad(flat, (0, -flat.numel() % self.block)).view(-1, self.block)
 
+    @property
+    def shifts(self) -> bool:
+        return self.channel_groups > 1
+
+    def _channels(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """(max |x|, the exponents of the channels), if there are any."""
+        if not self.shifts or not x.ndim or not x.shape[0]:
+            return None, None
+        r, shift = ops.shift_exponents(channel_ranges(x, 0), self.channel_groups - 1, self.channels_apart)
+        return r.view(1, 1), shift
+
     def represent(self, x: Tensor, stream: Tensor | None) -> QTensor:
-        q = self._of_rows.represent(self._rows(x), stream)
+        r, shift = self._channels(x)
+        q = self._of_rows.represent(self._rows(ops.shifted(x, shift)), stream, r)
         codes = q.codes.flatten()[: x.numel()].view(x.shape)
         if not x.is_contiguous():
             codes = torch.empty_like(x, dtype=codes.dtype).copy_(codes)  # in x's memory order
-        return QTensor(codes, q.scale.view([1] * x.ndim), q.format, inside=self.inside_of(x))
+        most = 0 if shift is None else self.channel_groups - 1
+        return QTensor(codes, q.scale.view([1] * x.ndim), q.format, shift, most, self.inside_of(x))
 
     def inside_of(self, x: Tensor) -> Inside | None:
         """Of x's QTensor; None where x is not contiguous or no number of blocks, and for one group."""
@@ -69,7 +90,8 @@ class BlockShiftQuant(Quantizer):
         return Inside(self.top, self.block) if self.top and whole else None
 
     def groups_used(self, x: Tensor, q: QTensor) -> int:
-        return self._of_rows.groups_used(self._rows(x), q)
+        return self._of_rows.groups_used(self._rows(ops.shifted(x, self._channels(x)[1])), q)
 
     def details(self) -> str:
-        return and_clip(f"{self.groups} groups of blocks of {self.block}", self.clip)
+        more = of_channels(self.channel_groups, self.channels_apart)
+        return and_clip(f"{self.groups} groups of blocks of {self.block}{more}", self.clip)

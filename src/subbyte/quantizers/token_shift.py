@@ -56,13 +56,7 @@ class TokenShiftQuant(Quantizer):
         most = OPERAND_BITS - self.bits + 1
         if not 1 <= self.groups <= most:
             raise ValueError(f"{self.bits} bits leave room in {OPERAND_BITS} for 1 to {most} groups, not {self.groups}")
-        if not 1 <= self.channel_groups <= MAX_EXPONENT + 1:
-            raise ValueError(f"TokenShiftQuant takes 1 to {MAX_EXPONENT + 1} channel_groups, not {self.channel_groups}")
-        if not 0 <= self.channels_apart < self.channel_groups:
-            raise ValueError(
-                f"channels_apart is an exponent of one of the {self.channel_groups} channel_groups, "
-                f"0 to {self.channel_groups - 1}, not {self.channels_apart}"
-            )
+        check_channel_groups(self, self.channel_groups, self.channels_apart)
 
     @property
     def top(self) -> int:
@@ -112,6 +106,20 @@ class TokenShiftQuant(Quantizer):
         return len(ops.token_exponents(ops.shifted(x, shift), r, self.top).unique())
 
     def details(self) -> str:
-        apart = f" from {self.channels_apart} octaves" if self.channels_apart else ""
-        channels = f", {self.channel_groups} of channels{apart}" if self.shifts else ""
-        return and_clip(f"{self.groups} groups of tokens{channels}", self.clip)
+        more = of_channels(self.channel_groups, self.channels_apart)
+        return and_clip(f"{self.groups} groups of tokens{more}", self.clip)
+
+
+def check_channel_groups(q: Quantizer, groups: int, apart: int) -> None:
+    """ValueError unless a channel may have these exponents beside those inside of its codes."""
+    if not 1 <= groups <= MAX_EXPONENT + 1:
+        raise ValueError(f"{type(q).__name__} takes 1 to {MAX_EXPONENT + 1} channel_groups, not {groups}")
+    if not 0 <= apart < groups:
+        raise ValueError(
+            f"channels_apart is an exponent of one of the {groups} channel_groups, 0 to {groups - 1}, not {apart}"
+        )
+
+
+def of_channels(groups: int, apart: int) -> str:
+    """For details(): the groups of channels beside the others; nothing for one."""
+    return f", {groups} of channels" * (groups > 1) + f" from {apart} octaves" * (apart > 0)

@@ -75,6 +75,6 @@ STUDY = Study(
         "norms behind them take out again: in floats the same net and the same training, but rows of its weights "
         "and channels of its gradients differ by orders of magnitude. All is quantized here; `gradients` has the "
         "gradients alone. int4 has one scale for the rows of a weight and for the channels of a gradient; "
-        "int4-wide gives each row, and each channel, a power of two."
+        "int4-wide gives each a power of two where they lie apart."
     ),
 )
