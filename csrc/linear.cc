@@ -109,9 +109,10 @@ SB_EXPORT const char* sb_linear_forward(
 // x_places, w_places: of packed codes with exponents inside, which are unpacked here; nullptr: the call has the operand.
 SB_EXPORT const char* sb_linear_backward(
     const float* g, sb::i64 rows, sb::i64 outputs, int tokens, int top, int channel_top, int apart, float clip,
-    const sb::i64* stream, int bits, sb::i64 inputs, const sb::u8* x_packed, const sb::u8* x_places, int x_bits, int x_signed, int x_top,
-    const sb::u8* w_packed, const sb::u8* w_places, int w_bits, int w_signed, int w_top, sb::i64 w_block,
-    const void* grad_input, int wide_without, const void* grad_weight, const void* grad_bias, int threads) {
+    const sb::i64* stream, int bits, sb::i64 inputs, const sb::u8* x_packed, const sb::u8* x_places, int x_bits,
+    int x_signed, int x_top, const sb::u8* w_packed, const sb::u8* w_places, int w_bits, int w_signed, int w_top,
+    sb::i64 w_block, const void* grad_input, int wide_without, const void* grad_weight, const void* grad_bias,
+    int threads) {
     using namespace sb;
     const i64 n = rows * outputs;
     const Scratch codes(n);
