@@ -47,10 +47,14 @@ def bits(t: Tensor) -> Tensor:
 def of_few_bits(name: str, args: tuple) -> bool:
     """Do sums of pairs of these products leave at least 2 steps in 16 bits, with the left operand made unsigned?
 
-    The shift goes onto the left operand first; the right one's bytes are signed.
+    The shift goes onto the left operand first; the right one's bytes are signed. Where sums are scaled, the exponents
+    that are there count, not those that there may be.
     """
     at = 9 if name.endswith("packed") else 7
-    left, right, shift = args[2:4], args[at : at + 2], args[4] + args[at + 2]
+    exponents = ((args[1], args[4]), (args[at - 1], args[at + 2]))
+    scaled = name.startswith("scaled")
+    shift = sum(int(e.max()) if scaled and e is not None and e.numel() else most for e, most in exponents)
+    left, right = args[2:4], args[at : at + 2]
     if name.endswith("grad_weight"):  # x is on the left
         left, right = right, left
     (a_bits, a_signed), (b_bits, b_signed) = left, right

@@ -77,6 +77,8 @@ def test_runs_give_rows_and_are_not_done_again(tmp_path):
         "groups": 3,
         "block": 8,
         "clip": 1.0,
+        "channel_groups": 1,
+        "channels_apart": 0,
     }
     before = (tmp_path / "results" / "tiny.jsonl").read_bytes()
     assert execute(study, None, place(tmp_path), quiet()).done == []
