@@ -47,7 +47,7 @@ def runs(config: Config) -> Iterator[Run]:
     for seed in config.seeds:
         yield Run("float", training(config.task, "float", seed, **settings))
         wanted: list[tuple[int, ...]] = [(REST, REST, REST)] if REST in config.bits else []
-        for bits in sorted(set(config.bits) - {REST}, reverse=True):
+        for bits in sorted(set(config.bits) - {REST}):  # fewest first: there is most to see
             wanted += [tuple(bits if r == role else REST for r in ROLES) for role in ROLES]
             wanted.append((bits, bits, bits))
         for each in wanted:
@@ -65,6 +65,9 @@ def plots(rows: list[Row], prefix: Path) -> list[Path]:
         series[f"{label}, the rest {REST} bits"] = by_number(where(rows, **others), f"bits_{role}", 100)
     together = [row for row in rows if len({row.get(f"bits_{r}") for r in ROLES}) == 1 and "bits_w" in row]
     series["all three"] = by_number(together, "bits_w", 100)
+    measured = sorted(bits for xs, _, _ in series.values() for bits in xs)
+    floats = [{**row, "bits": bits} for row in where(rows, variant="float") for bits in (*measured[:1], *measured[-1:])]
+    series["float"] = by_number(floats, "bits", 100)
     series = {name: line for name, line in series.items() if line[0]}
     path = prefix.with_name(prefix.name + "-accuracy.png")
     return [plot_lines(series, path, x="bits", y="test accuracy (%)")] if series else []

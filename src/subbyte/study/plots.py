@@ -52,12 +52,13 @@ def plot_lines(
     title: str = "",
     log: bool = False,
 ) -> Path:
-    """name -> (x, y, half an interval or None for each): one line each, with error bars."""
+    """name -> (x, y, half an interval or None for each): one line each, with error bars. x are counts."""
     figure = new_figure(7, 4.5)
     axes = figure.subplots()
     for i, (name, (xs, ys, halves)) in enumerate(series.items()):
         bars = [half or 0.0 for half in halves]
         axes.errorbar(xs, ys, yerr=bars if any(bars) else None, fmt="o-", color=f"C{i}", capsize=3, label=name)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if log:
