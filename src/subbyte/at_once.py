@@ -62,9 +62,9 @@ def backward(g: Tensor, x: Any, w: Any, sums: bool, products: Products, scheme: 
     q = scheme.gradient
     if type(products) is not MatmulProducts or scheme.gradient_samples != 1 or not ops.covered("linear_backward"):
         return None
-    tokens = isinstance(q, TokenShiftQuant)
-    top = q.top if isinstance(q, TokenShiftQuant) else _largest_exponent(q, 1)
-    channels = (q.channel_groups - 1, q.channels_apart) if isinstance(q, TokenShiftQuant) else (0, 0)
+    tokens, top, channels = False, _largest_exponent(q, 1), (0, 0)
+    if isinstance(q, TokenShiftQuant):
+        tokens, top, channels = True, q.top, (q.channel_groups - 1, q.channels_apart)
     if q is None or top is None or not q.signed or not _takes(g) or g.shape[1] == 1 or x is w:
         return None
     if not _saved(x, False) or not _saved(w, True):

@@ -273,8 +273,7 @@ class _NormGradient:
         if isinstance(quantizer, TokenShiftQuant):
             r, shift, _ = quantizer.ranges_of(self.r)
             q_g, saved, bits, q_gamma, a, *rest = self.operands
-            if shift is not None:  # dx = a (...): what multiplies a channel multiplies its a, exactly
-                a = a * numerics.power_of_two(shift)
+            a = ops.shifted(a, shift)  # dx = a (...): what multiplies a channel multiplies its a, exactly
             form = (q_g, saved, bits, q_gamma, a, *rest, r, stream, quantizer.bits, quantizer.top)
             return quantizer.of_codes(passes.norm_grad_tokens(*form), r, shift)
         if quantizer.range_axis == SAMPLES:

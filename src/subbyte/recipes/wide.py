@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from subbyte.study import Column, Expected, Row, Run, Study, training
 from subbyte.study.expected import loss
@@ -24,24 +25,15 @@ class Config:
     lr: float = 0.1
 
 
-GROUPS = {"resnet": "", "channels far apart": "+gains"}
+FAR = "channels far apart"
+GROUPS = {FAR: "+gains", "resnet": ""}
 """Group -> what is put on the model's convolutions."""
 
+POINTS: dict[str, Any] = dict(factor=100, unit="points")
+
 EXPECTED = (
-    Expected(
-        "channels far apart: int4 loses",
-        loss("int4", "float", "channels far apart"),
-        at_least=5,
-        factor=100,
-        unit="points",
-    ),
-    Expected(
-        "channels far apart: int4-wide loses",
-        loss("int4-wide", "float", "channels far apart"),
-        at_most=1,
-        factor=100,
-        unit="points",
-    ),
+    Expected(f"{FAR}: int4 loses", loss("int4", "float", FAR), at_least=5, **POINTS),
+    Expected(f"{FAR}: int4-wide loses", loss("int4-wide", "float", FAR), at_most=1, **POINTS),
 )
 
 
@@ -49,9 +41,9 @@ def runs(config: Config) -> Iterator[Run]:
     """Seed by seed; far apart first, since that is the question."""
     settings = dict(epochs=config.epochs, batch_size=config.batch_size, lr=config.lr)
     for seed in config.seeds:
-        for group in reversed(GROUPS):
+        for group, suffix in GROUPS.items():
             for scheme in config.schemes:
-                model = config.model + GROUPS[group]
+                model = config.model + suffix
                 yield Run(scheme, training(config.task, scheme, seed, model=model, **settings), group)
 
 

@@ -58,7 +58,7 @@ def plot_lines(
     for i, (name, (xs, ys, halves)) in enumerate(series.items()):
         bars = [half or 0.0 for half in halves]
         axes.errorbar(xs, ys, yerr=bars if any(bars) else None, fmt="o-", color=f"C{i}", capsize=3, label=name)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params("x", integer=True)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if log:
