@@ -1,5 +1,5 @@
 // The element-wise passes of the integer-only mode: sb_int_amax, sb_int_quantize, sb_int_lookup, sb_int_norm_grad,
-// sb_int_add, sb_int_relu, sb_int_relu_grad, sb_int_squared_errors.
+// sb_int_add, sb_int_relu, sb_int_relu_grad.
 //
 // A tensor is contiguous, (outer, channels, inner); what differs from channel to channel is an array of `channels`
 // numbers. Random bits are those of sb_quantize: by logical index, drawn for a tile at a time.
@@ -206,22 +206,5 @@ SB_EXPORT const char* sb_int_relu_grad(const sb::i32* g, const sb::u8* mask, sb:
             kernel.table->relu_grad(g + tile, passes, size, h + tile);
         }
     });
-    return kernel.name;
-}
-
-// errors[candidates]: of every k-th element, rounded to 17 bits below *largest, for the shifts *top, *top - 1, ..
-SB_EXPORT const char* sb_int_squared_errors(
-    const sb::i32* x, sb::i64 n, sb::i64 every, const sb::i32* top, const sb::i64* largest, int candidates, int low,
-    int high, sb::i64* errors, int threads) {
-    using namespace sb;
-    (void)threads;  // 2^16 elements
-    const auto kernel = op.best();
-    const int drop = shift_below(*largest, 0xFFFF);
-    std::vector<i32> sample(static_cast<size_t>(ceil_div(n, every)));
-    for (size_t i = 0; i < sample.size(); ++i)
-        sample[i] = static_cast<i32>(nearest(x[static_cast<i64>(i) * every], drop));
-    for (int i = 0; i < candidates; ++i)
-        errors[i] = kernel.table->squared_error(
-            sample.data(), static_cast<i64>(sample.size()), std::clamp(*top - i - drop, 0, 30), low, high);
     return kernel.name;
 }

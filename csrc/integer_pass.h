@@ -6,6 +6,11 @@
 
 namespace sb {
 
+// token_shift of ops/integer_tokens.py: least = base - top, most = base. Codes go left by what lies above `least`.
+struct TokenShift {
+    i32 least, most;
+};
+
 // Runs of elements that share their operands. |x| <= 2^30 and shifts <= 30, so that rounding stays in 32 bits.
 struct IntegerPassKernels {
     // max(best, max |x|)
@@ -26,8 +31,18 @@ struct IntegerPassKernels {
     void (*relu)(const i32* x, i64 n, i32* y, u8* passes);
     // h = passes ? g : 0
     void (*relu_grad)(const i32* g, const u8* passes, i64 n, i32* h);
-    // sum of (x - code 2^shift)^2, code = clamp(x / 2^shift, low, high), |x| < 2^17
-    i64 (*squared_error)(const i32* x, i64 n, int shift, i32 low, i32 high);
+
+    // best = max(best, |x|)
+    void (*largest_each)(const i32* x, i64 n, i32* best);
+    // codes = clamp(x / 2^s, low, high) 2^(s - shift.least), s = shift_of(needed), half to even
+    void (*nearest_each)(
+        const i32* x, i64 n, const u8* needed, const TokenShift& shift, i32 low, i32 high, i8* codes);
+    // the same, stochastic by the numbers r
+    void (*stochastic_each)(
+        const i32* x, i64 n, const u8* needed, const TokenShift& shift, const u16* r, i32 low, i32 high, i8* codes);
+    // sum of (x - code 2^s)^2, code = clamp(x / 2^s, low, high), s = max(shift_of(needed) - drop, 0), |x| < 2^17
+    i64 (*squared_error)(
+        const i32* x, const u8* needed, i64 n, const TokenShift& shift, int drop, i32 low, i32 high);
 
     // max(best, the greatest exponent of a float in x)
     i32 (*exponent)(const float* x, i64 n, i32 best);

@@ -11,9 +11,10 @@ from torch import Tensor
 from chain_calls import CALLS as CHAIN_CALLS
 from constants_calls import CALLS as CONSTANTS_CALLS
 from integer_calls import CALLS as INTEGER_CALLS
+from integer_token_calls import CALLS as INTEGER_TOKEN_CALLS
 from linear_calls import CALLS as LINEAR_CALLS
 from norm_layer_calls import CALLS as NORM_LAYER_CALLS
-from subbyte import integer, ops
+from subbyte import ops
 from subbyte.numerics import IntFormat
 from subbyte.ops import use_backend
 from subbyte.qtensor import is_dense
@@ -249,17 +250,6 @@ def int_relu_grad(big: int) -> list[tuple]:
     return [(x.flip(-1), ops.int_relu(x)[1]) for (x,) in int_relu(big)]
 
 
-def int_squared_errors(big: int) -> list[tuple]:
-    calls = []
-    for x in (sums(2, 3, 5 * big, 4 * big) >> 3, sums(50 * big) >> 21, sums(3, 7).T, torch.zeros(5, dtype=torch.int32)):
-        largest = x.abs().amax().to(torch.int64)
-        for bits, signed in ((4, True), (4, False), (2, True)):
-            top = integer.shift_to_fit(largest, IntFormat(bits, signed)).to(torch.int32)
-            every = 1 if bits == 2 else 3
-            calls.append((x, every, top.view([1] * x.ndim), largest.view([1] * x.ndim), 4, bits, signed))
-    return calls
-
-
 def int_sgd(big: int) -> list[tuple]:
     g = torch.Generator().manual_seed(3)
     calls = []
@@ -340,7 +330,7 @@ CALLS: dict[str, Callable[[int], list[tuple]]] = {
         *(scaled_conv2d, scaled_conv2d_grad_input, scaled_conv2d_grad_weight),
         *(int_conv2d, int_conv2d_grad_input, int_conv2d_grad_weight),
         *(int_amax, int_quantize, int_lookup, int_norm_grad, int_add),
-        *(int_relu, int_relu_grad, int_squared_errors, int_sgd),
+        *(int_relu, int_relu_grad, int_sgd),
         *(norm_stats, norm_apply, norm_grad_stats, norm_grad_apply, scatter_sum),
     )
 }
@@ -349,5 +339,6 @@ CALLS["scaled_conv2d_amax"] = scaled_conv2d
 CALLS["scaled_conv2d_grad_input_amax"] = scaled_conv2d_grad_input
 
 CALLS["scaled_conv2d_grad_input_plus"] = scaled_conv2d_grad_input_plus
-CALLS.update(CHAIN_CALLS | CONSTANTS_CALLS | INTEGER_CALLS | NORM_LAYER_CALLS | LINEAR_CALLS | TOKEN_CALLS)
+CALLS.update(CHAIN_CALLS | CONSTANTS_CALLS | INTEGER_CALLS | INTEGER_TOKEN_CALLS)
+CALLS.update(NORM_LAYER_CALLS | LINEAR_CALLS | TOKEN_CALLS)
 """op -> its argument lists; the number makes them larger, so that several threads have work."""

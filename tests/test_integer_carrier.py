@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import subbyte as sb
 from subbyte import integer, ops
-from subbyte.integer_only import carrier
-from subbyte.integer_only.carrier import LIMIT, IntTensor, Memory
+from subbyte.integer_only import carrier, operand
+from subbyte.integer_only.carrier import LIMIT, IntTensor
+from subbyte.integer_only.operand import Form, Memory
 from subbyte.numerics import IntFormat
 
 S4, U4, S8 = IntFormat(4), IntFormat(4, signed=False), IntFormat(8)
@@ -34,7 +36,7 @@ def bell(n: int, channels: int = 8) -> Tensor:
 @pytest.mark.parametrize(("fmt", "x"), [(S4, bell(4000)), (U4, bell(4000).clamp(min=0)), (S4, bell(2)), (S4, bell(0))])
 def test_the_exponent_of_few_bits_has_the_least_error_of_four(fmt: IntFormat, x: Tensor) -> None:
     t = tensor(x, bound=1 << 24) if x.numel() else IntTensor(x, torch.tensor(0, dtype=torch.int32), 1)
-    q = carrier.quantize(t, fmt)
+    q = operand.quantize(t, Form(fmt))
     shift = int(q.exponent)
     largest = int(x.abs().max()) if x.numel() else 0
     top = int(integer.shift_to_fit(torch.tensor(largest), fmt))
@@ -58,29 +60,29 @@ def memory(exponent: int | None = None, training: bool = True) -> Memory:
 
 def test_a_remembered_exponent_stays_while_it_serves_and_rules_in_eval_mode() -> None:
     t = tensor(bell(4000), 5, bound=1 << 24)
-    best = int(carrier.quantize(t, S4).exponent)
+    best = int(operand.quantize(t, Form(S4)).exponent)
     errors = {
         e: int((t.codes.long() - (integer.right_nearest(t.codes.long(), torch.tensor(e - 5)).clamp(-7, 7) << (e - 5)))
                .square().sum())
         for e in range(best - 1, best + 3)
     }  # fmt: skip
     new = memory()
-    assert carrier.quantize(t, S4, memory=new).exponent == best
+    assert operand.quantize(t, Form(S4), memory=new).exponent == best
     assert new.exponent == best
     for e, error in errors.items():
         asked = memory(e)
-        got = int(carrier.quantize(t, S4, memory=asked).exponent)
+        got = int(operand.quantize(t, Form(S4), memory=asked).exponent)
         assert got == (e if 2 * error <= 3 * errors[best] else best)
         assert asked.exponent == got
     assert {2 * errors[e] <= 3 * errors[best] for e in errors if e != best} == {False}
     either = 0  # of bells between one octave and the next, two exponents are about as good for some
     for sixteenths in range(8, 17):
         near = tensor(bell(4000) * sixteenths // 16, 5, bound=1 << 24)
-        either += len({int(carrier.quantize(near, S4, memory=memory(e)).exponent) for e in (best - 1, best)}) == 2
+        either += len({int(operand.quantize(near, Form(S4), memory=memory(e)).exponent) for e in (best - 1, best)}) == 2
     assert 0 < either < 9
     for e in (best - 3, best + 9, -40, 60):
         asked = memory(e, training=False)
-        q = carrier.quantize(t, S4, memory=asked)
+        q = operand.quantize(t, Form(S4), memory=asked)
         assert q.exponent == min(max(e, 5), 5 + ops.SUM_BITS)  # no finer than the codes that come in
         assert asked.exponent == e
         shifted = integer.right_nearest(t.codes.long(), q.exponent.long() - 5).clamp(-7, 7)
@@ -91,26 +93,26 @@ def test_a_remembered_exponent_stays_while_it_serves_and_rules_in_eval_mode() ->
 def test_what_has_no_scale_is_not_remembered(x: Tensor) -> None:
     for asked in (memory(), memory(3)):
         before = int(asked.exponent)
-        carrier.quantize(IntTensor(x, torch.tensor(0, dtype=torch.int32), 1), S4, memory=asked)
+        operand.quantize(IntTensor(x, torch.tensor(0, dtype=torch.int32), 1), Form(S4), memory=asked)
         assert asked.exponent == before
     lost = IntTensor(bell(9), torch.tensor(integer.NOT_FINITE, dtype=torch.int32), 1 << 24)
     for training in (True, False):
         asked = memory(3, training)
-        assert carrier.quantize(lost, S4, memory=asked).exponent > integer.NOT_FINITE >> 1
+        assert operand.quantize(lost, Form(S4), memory=asked).exponent > integer.NOT_FINITE >> 1
         assert asked.exponent == 3
 
 
 def test_eight_bits_and_gradients_are_not_clipped() -> None:
     t = tensor(bell(100), bound=1 << 24)
     for fmt, stream in ((S8, None), (S4, torch.tensor(3))):
-        q = carrier.quantize(t, fmt, stream)
+        q = operand.quantize(t, Form(fmt), stream)
         largest = int(t.codes.abs().max())
         assert fmt.qmax << (int(q.exponent) - 1) < largest <= fmt.qmax << int(q.exponent)
 
 
 def test_a_range_that_is_halved_clips_what_lies_beyond() -> None:
     x = torch.tensor([[56 << 10, 7 << 5, 3], [-(20 << 10), 5, -7]], dtype=torch.int32)
-    whole, half = (carrier.quantize(tensor(x, 4), S4, torch.tensor(1), groups=9, halvings=n) for n in (0, 1))
+    whole, half = (operand.quantize(tensor(x, 4), Form(S4, channels=9, halvings=n), torch.tensor(1)) for n in (0, 1))
     assert half.exponent == whole.exponent - 1 == 4 + 13 - 1
     assert whole.codes[0, 0] == half.codes[0, 0] == 7
     assert half.codes[1, 0] in (-5, -6)
@@ -121,7 +123,7 @@ def test_a_range_that_is_halved_clips_what_lies_beyond() -> None:
 
 def test_groups_take_the_finest_exponent_that_clips_nothing() -> None:
     x = torch.tensor([[7 << 10, 7 << 5, 3, 0], [-(7 << 10), 5, -7, 0]], dtype=torch.int32)
-    q = carrier.quantize(tensor(x, 4), S4, torch.tensor(1), groups=9)
+    q = operand.quantize(tensor(x, 4), Form(S4, channels=9), torch.tensor(1))
     assert q.shift is not None
     assert q.shift.flatten().tolist() == [0, 5, 8, 8]
     assert q.exponent == 14
@@ -129,7 +131,7 @@ def test_groups_take_the_finest_exponent_that_clips_nothing() -> None:
 
 
 def test_packing_is_undone() -> None:
-    q = carrier.quantize(tensor(bell(5)), S4)
+    q = operand.quantize(tensor(bell(5)), Form(S4))
     packed = q.pack()
     assert packed.codes.numel() == 20
     assert torch.equal(packed.unpack(q.codes.shape).codes, q.codes)
@@ -164,3 +166,44 @@ def test_a_reciprocal_has_15_bits(n: int) -> None:
     assert abs(Fraction(factor, 1 << bits) * n - 1) <= Fraction(1, 1 << 14)
     if n & (n - 1) == 0:
         assert factor << 0 == (1 << bits) // n
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "shape"),
+    [
+        (sb.TokenShiftQuant(4, groups=3), (6, 8, 5, 5)),
+        (sb.TokenShiftQuant(4, signed=False, groups=5), (90, 8)),
+        (sb.BlockShiftQuant(4, groups=3, block=8), (5, 3, 3, 3)),
+        (sb.BlockShiftQuant(3, groups=2, block=8), (16, 24)),
+    ],
+)
+def test_tokens_and_blocks_have_the_scales_of_their_quantizer_where_it_is_a_power_of_two(quantizer, shape) -> None:
+    """Where max |x| = Q 2^n, so that no base is between two powers of two, the codes are those of the quantizer."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(-3000, 3000, shape, generator=g) >> torch.randint(
+        0, 9, (shape[0], *[1] * (len(shape) - 1)), generator=g
+    )
+    top = quantizer.format.qmax << 10
+    x = x.clamp(0 if not quantizer.signed else -top, top)
+    x.view(-1)[3] = top
+    want = quantizer(x.float())
+    got = operand.quantize(tensor(x.int(), 2), Form.of(quantizer), memory=memory(12, training=False))
+    assert got.exponent + quantizer.top == 2 + 10
+    assert got.format == want.format
+    assert torch.equal(got.codes, want.codes)
+
+
+def test_a_base_below_the_range_is_chosen_for_tokens_too() -> None:
+    x = bell(4000, 3)
+    x[0, 0] = 1 << 23
+    t, form = tensor(x, bound=1 << 24), Form(S4, tokens=3)
+    fits = operand.quantize(t, form, memory=memory(int(integer.shift_to_fit(x.abs().max().long(), S4)), training=False))
+
+    def error(q: operand.Operand) -> int:
+        return int((x.long() - (q.codes.long() << int(q.exponent))).square().sum())
+
+    best = operand.quantize(t, form)
+    assert best.exponent < fits.exponent
+    assert error(best) < 0.8 * error(fits)
+    again = memory()
+    assert operand.quantize(t, form, memory=again).exponent == best.exponent == again.exponent - 2

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import integer_calls
+import integer_token_calls
 from op_calls import CALLS, S8, operands, sums
 from subbyte import backends, integer, numerics, ops
 from subbyte.backends import _native
@@ -16,7 +17,7 @@ from subbyte.numerics import IntFormat
 
 NAMES = (
     *("int_amax", "int_quantize", "int_lookup", "int_norm_grad", "int_add", "int_relu", "int_relu_grad"),
-    *("int_squared_errors", "int_sgd", *integer_calls.CALLS),
+    *("int_sgd", *integer_calls.CALLS, *integer_token_calls.CALLS),
 )
 PRODUCTS = ("int_conv2d", "int_conv2d_grad_input", "int_conv2d_grad_weight")
 needs_library = pytest.mark.skipif("cpu" not in {b.NAME for b in backends.usable()}, reason="no C++ library")
@@ -122,3 +123,27 @@ def test_a_sum_beyond_32_bits_is_int64(backend: str | None) -> None:
         dw = ops.int_conv2d_grad_weight(*operands(S8, g, S8, -g), [1, 1, 1, 1], one, [0, 0], one, 1)
     assert dw.dtype == torch.int64
     assert dw.item() == -127 * 127 * 160_000
+
+
+@pytest.mark.parametrize("backend", ["reference", None])
+def test_a_token_has_the_finest_shift_that_its_codes_reach(backend: str | None) -> None:
+    fmt = IntFormat(4)
+    for i, x in enumerate(x for x, *f in integer_token_calls.int_token_shifts(1) if f == [4, True] and x.numel()):
+        with ops.use_backend(backend):
+            needed, largest = ops.int_token_shifts(x, 4, True)
+            codes = [
+                ops.int_quantize_tokens(x, needed, needed.amax().int(), s, 4, True, 4) for s in (None, torch.tensor(i))
+            ]
+        base, wide = int(needed.max()), x.long()
+        assert largest.item() == wide.abs().max()
+        for n, token in zip(needed.movedim(1, -1).flatten(), wide.movedim(1, -1).flatten(0, -2), strict=True):
+            most = int(token.abs().max())
+            assert most <= 7 << int(n)
+            assert n == 0 or most > 7 << int(n) - 1
+        shift = needed.long().clamp(base - 4, base).expand_as(wide)
+        r16 = numerics.random_bits16(torch.tensor(i), x.numel()).view(x.shape)
+        for got, rounded in zip(
+            codes, (integer.right_nearest(wide, shift), integer.right_stochastic(wide, shift, r16)), strict=True
+        ):
+            assert torch.equal(got.long(), rounded.clamp(fmt.qmin, fmt.qmax) << (shift - base + 4))
+            assert got.long().abs().max() <= 7 << 4

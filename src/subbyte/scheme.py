@@ -368,8 +368,15 @@ RECIPES: dict[str, Scheme] = {
         edge=_WIDE_EDGE,
     ),
 }
-# A table of its input's codes gives xhat once more, so that nothing narrower is kept for backward.
+# int4 without a float scale: where activations are clipped, the layer finds itself. A norm's table of its input's codes
+# gives xhat once more, so that nothing narrower is kept for backward.
 RECIPES["int4-integer-only"] = dataclasses.replace(
-    _recipe("int4-integer-only", AbsMax(4), AbsMax(4), ShiftQuant(4, rounding="stochastic", groups=9), saved=8),
+    _recipe(
+        "int4-integer-only",
+        BlockShiftQuant(4, groups=3, block=8),
+        TokenShiftQuant(4, groups=3),
+        TokenShiftQuant(4, rounding="stochastic", groups=5),
+        saved=8,
+    ),
     integer_only=True,
 )

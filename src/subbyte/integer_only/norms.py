@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import integer, ops
 from ..integer import batch_norm as bn
 from ..ops.norm import norm_grad_stats, norm_stats
-from . import carrier
+from . import carrier, operand
 from .carrier import IntTensor
 from .steps import Call, never
 
@@ -34,7 +34,7 @@ def batch_norm(call: Call, x: IntTensor):
         raise ValueError(f"{type(m).__name__} expects {m.num_features} channels, not {tuple(x.shape)}")
     dims = [i for i in range(len(x.shape)) if i != 1]
     input_format, normalized = scheme.format("input"), scheme.format("normalized")
-    q, step = carrier.quantize_channels(x, input_format)
+    q, step = operand.quantize_channels(x, input_format)
     frozen = not m.training and m.running_mean is not None
     if frozen:
         buffers = *integer.mantissas(m.running_mean), *integer.mantissas(m.running_var)
@@ -60,7 +60,7 @@ def batch_norm(call: Call, x: IntTensor):
     codes, x_e = call.save(q) if call.keep else never, x.exponent
 
     def backward(g: IntTensor):
-        qg, g_e = carrier.quantize_channels(g, scheme.format("gradient"), call.stream())
+        qg, g_e = operand.quantize_channels(g, scheme.format("gradient"), call.stream())
         k = ops.int_lookup(codes(), k_table)
         one = torch.ones([1] * qg.ndim, dtype=torch.int8, device=qg.device)
         sum_g, sum_gk, sum_sign, _, _ = (t.flatten() for t in norm_grad_stats(qg, k, one, dims, dims))
@@ -85,7 +85,7 @@ def _gamma(m: Any, channels: int, scheme: Any, device: torch.device) -> tuple[Te
     if m.weight is None:
         return (torch.ones(channels, dtype=torch.int8, device=device),
                 torch.zeros((), dtype=torch.int32, device=device))  # fmt: skip
-    q = carrier.quantize(carrier.from_float(m.weight), scheme.format("weight"))
+    q = operand.quantize(carrier.from_float(m.weight), operand.Form(scheme.format("weight")))
     return q.codes, q.exponent
 
 

@@ -9,7 +9,6 @@ The bias is added as integers, and its gradient is a sum of the gradient as it a
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +20,9 @@ from ..nn.conv import each
 from ..nn.quantized import STATE_SUFFIX
 from ..numerics import IntFormat, product_bound
 from ..scheme import LayerScheme
-from . import carrier
-from .carrier import IntTensor, Memory, Operand
+from . import carrier, operand
+from .carrier import IntTensor
+from .operand import Form, Memory, Operand
 from .steps import Call
 
 ACTIVATION_EXPONENT = "activation" + STATE_SUFFIX
@@ -60,7 +60,7 @@ def conv2d(call: Call, x: IntTensor):
 
 def remember(module: Any) -> None:
     """Give a layer with few bits of activation the buffer of a Memory; its release() drops it."""
-    if module.scheme.activation.format.bits <= carrier.CLIPPED_BITS:
+    if module.scheme.activation.format.bits <= operand.CLIPPED_BITS:
         module.register_buffer(ACTIVATION_EXPONENT, Memory.empty(module.weight.device))
 
 
@@ -71,17 +71,15 @@ def refuses(module: Any) -> str:
         return f"its scheme leaves a role in floats ({scheme})"
     if scheme.gradient_samples > 1:
         return "it takes more than one sample of the gradient"
-    for role in ("weight", "activation"):
-        if type(getattr(scheme, role)).__name__ != "AbsMax":
-            return f"{role} is quantized by {getattr(scheme, role)}; integer-only takes AbsMax"
-        if getattr(scheme, role).clip != 1:
-            return f"{role} has a clip of its own ({getattr(scheme, role)}); integer-only finds where to clip itself"
-    kind, axis = type(scheme.gradient).__name__, getattr(scheme.gradient, "axis", 1)
-    consecutive = getattr(scheme.gradient, "exponents", "consecutive") == "consecutive"
-    if math.frexp(getattr(scheme.gradient, "clip", 1.0))[0] != 0.5:
-        return f"the gradient is clipped at no power of two ({scheme.gradient})"
-    if kind not in ("AbsMax", "ShiftQuant") or axis != 1 or not consecutive:
-        return f"the gradient is quantized by {scheme.gradient}; integer-only takes AbsMax or consecutive ShiftQuant"
+    for role in ("weight", "activation", "gradient"):
+        quantizer = getattr(scheme, role)
+        try:
+            form = Form.of(quantizer)
+        except ValueError as reason:
+            return f"{role} is quantized by {quantizer}: {reason}"
+        if role != "gradient" and (form.channels > 1 or form.halvings):
+            what = "groups of channels, which only a gradient has here" if form.channels > 1 else "a clip of its own"
+            return f"{role} is quantized by {quantizer}: it has {what}; integer-only finds where to clip itself"
     if getattr(module, "padding_mode", "zeros") != "zeros" or isinstance(getattr(module, "padding", 0), str):
         return "its padding is not a number of zeros"
     return ""
@@ -128,7 +126,8 @@ def _layer(call: Call, x: IntTensor, products: _Matmul | _Convolution):
     w = carrier.from_float(m.weight)
     exponent = getattr(m, ACTIVATION_EXPONENT, None)
     memory = None if exponent is None else Memory(exponent, m.training)
-    qx, qw = carrier.quantize(x, scheme.activation.format, memory=memory), carrier.quantize(w, scheme.weight.format)
+    qx = operand.quantize(x, Form.of(scheme.activation), memory=memory)
+    qw = operand.quantize(w, Form.of(scheme.weight))
     _observe(m, activation=(x, qx), weight=(w, qw))
     sums, length = products.output(qx, qw)
     ops.note("output", _INTEGER)
@@ -140,13 +139,12 @@ def _layer(call: Call, x: IntTensor, products: _Matmul | _Convolution):
     shape, w_scale, x_scale = x.shape, replace(qw, codes=_NO_CODES), replace(qx, codes=_NO_CODES)
     w_codes = call.save(qw.pack().codes) if call.keep and call.wanted[0] else None
     x_codes = call.save(qx.pack().codes) if call.keep and m.weight.requires_grad else None
-    groups, halvings = getattr(scheme.gradient, "groups", 1), 1 - math.frexp(scheme.gradient.clip)[1]
 
     def backward(g: IntTensor):
         if m.bias is not None and m.bias.requires_grad:
             others = [i for i in range(len(g.shape)) if i != 1]
             call.gradient("bias", g.codes.to(torch.int64).sum(others), g.exponent)
-        qg = carrier.quantize(g, scheme.gradient.format, call.stream(), groups, halvings=halvings)
+        qg = operand.quantize(g, Form.of(scheme.gradient), call.stream())
         _observe(m, gradient=(g, qg))
         unit = qg.exponent - qg.max_shift  # of a sum whose operands went left by E - e(o)
         if x_codes is not None:

@@ -27,6 +27,7 @@ from .integer_constants import (
 )
 from .integer_conv import int_conv2d, int_conv2d_grad_input, int_conv2d_grad_weight
 from .integer_sgd import int_sgd
+from .integer_tokens import int_quantize_tokens, int_token_shifts
 from .integers import (
     SUM_BITS,
     int_add,
@@ -75,6 +76,7 @@ __all__ = [
     "int_norm_coefficients",
     "int_norm_grad",
     "int_quantize",
+    "int_quantize_tokens",
     "int_relu",
     "int_relu_grad",
     "int_running_statistics",
@@ -82,6 +84,7 @@ __all__ = [
     "int_shift_to_fit",
     "int_squared_errors",
     "int_to_float",
+    "int_token_shifts",
     "last_kernel",
     "linear_backward",
     "linear_forward",

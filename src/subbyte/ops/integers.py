@@ -15,6 +15,7 @@ from ..integer import right_nearest, right_stochastic, shift_to_bits
 from ..numerics import IntFormat, packed_bytes
 from .chain import masked, pack_mask
 from .dispatch import op
+from .integer_tokens import token_shift
 
 SUM_BITS = 30
 """|x| <= 2^SUM_BITS."""
@@ -127,23 +128,37 @@ def _aligned(codes: Tensor, right: Tensor, room: int) -> Tensor:
 
 
 @op(
-    "(Tensor x, int every, Tensor top, Tensor largest, int candidates, int bits, bool signed) -> Tensor",
-    lambda x, every, top, largest, candidates, bits, signed: largest.new_empty(candidates),
+    "(Tensor x, int every, Tensor base, Tensor largest, Tensor? needed, int top, int candidates, int bits, bool signed)"
+    " -> Tensor",
+    lambda x, every, base, largest, needed, top, candidates, bits, signed: largest.new_empty(candidates),
 )
 def int_squared_errors(
-    x: Tensor, every: int, top: Tensor, largest: Tensor, candidates: int, bits: int, signed: bool
+    x: Tensor,
+    every: int,
+    base: Tensor,
+    largest: Tensor,
+    needed: Tensor | None,
+    top: int,
+    candidates: int,
+    bits: int,
+    signed: bool,
 ) -> Tensor:
-    """sum of (x - code 2^shift)^2 for the shifts top, top - 1, .. (none below 0). -> int64 (candidates,)
+    """sum of (x - code 2^shift)^2 for the bases base, base - 1, .. -> int64 (candidates,)
 
+    The shift is the base, none below 0, or token_shift(needed, base, top) where there is `needed`, for each token.
     Of every `every`-th element, each rounded to 17 bits below the largest; int64 throughout.
-    x int32; top int32, largest = max |x| int64, of one element each.
+    x int32; base int32, largest = max |x| int64, of one element each; needed as for int_quantize_tokens.
     """
     fmt = IntFormat(bits, signed)
     drop = shift_to_bits(largest.flatten(), _SAMPLE_BITS)
     sample = right_nearest(x.flatten()[::every].to(torch.int64), drop)
+    of_token = None if needed is None else needed.expand(x.shape).flatten()[::every]
     errors = []
     for below in range(candidates):
-        shift = (top.flatten() - below - drop).clamp(min=0)
+        shift = base.flatten() - below
+        if of_token is not None:
+            shift = token_shift(of_token, shift, top)
+        shift = (shift - drop).clamp(min=0)
         codes = right_nearest(sample, shift).clamp(fmt.qmin, fmt.qmax)
         errors.append((sample - (codes << shift)).square().sum())
     return torch.stack(errors)
