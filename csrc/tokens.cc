@@ -136,7 +136,37 @@ SB_EXPORT const char* sb_pack_tokens(
     return kernel.name;
 }
 
-// The inverse.
+// The same for a contiguous (outer, channels, inner) tensor of bytes, before packing: small, in the place of codes, and the
+// places of outer * inner tokens.
+SB_EXPORT const char* sb_shift_tokens(
+    const sb::u8* codes, sb::i64 outer, sb::i64 channels, sb::i64 inner, int top, sb::u8* small, sb::u8* places,
+    int threads) {
+    using namespace sb;
+    const i64 span = std::min<i64>(inner, 1 << 10), tiles = ceil_div(inner, span);
+    parallel(useful_threads(threads, outer * channels * inner, kGrain), outer * tiles, [&](i64 task, int) {
+        const i64 first = task % tiles * span, n = std::min(span, inner - first), sample = task / tiles;
+        u8 any[1 << 10] = {}, *by = places + sample * inner + first;
+        for (i64 c = 0; c < channels; ++c) {
+            const u8* row = codes + (sample * channels + c) * inner + first;
+            for (i64 i = 0; i < n; ++i) any[i] |= row[i];
+        }
+        for (i64 i = 0; i < n; ++i) by[i] = 0;
+        for (int k = 1; k <= top; ++k) {
+            const u8 below = static_cast<u8>((1 << k) - 1);
+            for (i64 i = 0; i < n; ++i) by[i] = static_cast<u8>(by[i] + ((any[i] & below) == 0));
+        }
+        for (i64 c = 0; c < channels; ++c) {
+            const i64 at = (sample * channels + c) * inner + first;
+            u8* to = small + at;
+            std::memcpy(to, codes + at, static_cast<size_t>(n));
+            for (int k = 0; k < top; ++k)  // one place at a time: no vector shifts each of its bytes by another number
+                for (i64 i = 0; i < n; ++i) to[i] = k < by[i] ? static_cast<u8>(to[i] >> 1) : to[i];
+        }
+    });
+    return "shift_tokens_portable";
+}
+
+// The inverse of sb_pack_tokens.
 SB_EXPORT const char* sb_unpack_tokens(
     const sb::u8* packed, const sb::u8* places, sb::i64 rows, sb::i64 channels, int bits, int with_sign, int top,
     sb::u8* codes, int threads) {

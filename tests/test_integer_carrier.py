@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from fractions import Fraction
 
 import pytest
@@ -130,11 +131,16 @@ def test_groups_take_the_finest_exponent_that_clips_nothing() -> None:
     assert q.codes[:, :2].tolist() == [[7, 7], [-7, q.codes[1, 1].item()]]
 
 
-def test_packing_is_undone() -> None:
-    q = operand.quantize(tensor(bell(5)), Form(S4))
+@pytest.mark.parametrize("form", [Form(S4), Form(S4, channels=9), Form(S4, tokens=5), Form(S4, tokens=3, block=16)])
+def test_packing_is_undone(form: Form) -> None:
+    x = bell(5) >> torch.tensor([0, 1, 3, 5, 9]).view(5, 1)
+    q = operand.quantize(tensor(x, bound=1 << 24), form)
     packed = q.pack()
-    assert packed.codes.numel() == 20
-    assert torch.equal(packed.unpack(q.codes.shape).codes, q.codes)
+    assert packed[0].numel() == (24 if form.block else 20)  # the last block is half full
+    assert [t.numel() for t in packed[1:]] == ([2] if form.tokens == 5 else [1] if form.block else [])
+    again = dataclasses.replace(q, codes=q.codes[:0]).unpack(packed, q.codes.shape)
+    assert torch.equal(again.codes, q.codes)
+    assert again.codes.dtype == q.codes.dtype
 
 
 @pytest.mark.parametrize(

@@ -126,9 +126,12 @@ def test_what_is_kept_for_backward_is_packed_codes_and_nothing_stays_after_it() 
     model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8))
     sb.quantize_(model, RECIPE)
     x = torch.randn(16, 32)
-    first, masks, middle = 16 * 32, 2 * 16 * 64 // 8, (16 * 64 + 64 * 64) * 6 // 8  # bytes: 8 bits, 1 bit, 6 bits
+    first, masks, middle = 16 * 32, 2 * 16 * 64 // 8, (16 * 64 + 64 * 64) // 2  # bytes: 8 bits, 1 bit, 4 bits
+    exponents = (
+        (16 + 64 * 64 // 8) * 2 // 8
+    )  # 2 bits for each token of the activation, and for each block of the weight
     last, logits = 16 * 64 + 64 * 8, 4 * 16 * 8
-    assert saved_bytes(model, x) == first + masks + middle + last + logits
+    assert saved_bytes(model, x) == first + masks + middle + exponents + last + logits
     y = model(x)
     y.sum().backward()
     assert not y.grad_fn.run.gradients

@@ -13,6 +13,7 @@ from subbyte import ops
 from subbyte.numerics import RANGE_FLOOR, draw_stream
 from subbyte.qtensor import Inside
 from test_fusion import TOKENS, Block, Net, images, pair
+from token_calls import FORMS, token_codes
 
 SHAPES = [(6, 5), (3, 4, 5, 7), (2, 3, 8), (2, 16, 3, 2, 2), (1, 1), (5, 1), (1, 9)]
 
@@ -124,6 +125,21 @@ def test_packed_are_the_bits_of_a_code_and_two_a_token(layout, signed):
     assert torch.equal(back.scale, q.scale)
     with ops.use_backend("reference"):
         assert torch.equal(ops.pack(q).packed, packed.packed)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", [(3, 5, 7, 9), (2, 3, 1100, 3), (1, 40, 2), (4, 1, 8, 8)])
+def test_channels_that_lie_apart_are_packed_to_the_same_bytes(shape, form):
+    codes, (bits, signed, top) = token_codes(shape, *form), form
+    kernels: dict[str, str] = {}
+    with ops.recording(kernels):
+        packed = ops.pack_tokens(codes, bits, top)
+        back = ops.unpack_tokens(*packed, list(shape), list(codes.stride()), bits, signed, top)
+    assert ops.dispatch.REFERENCE not in kernels.values()
+    with ops.use_backend("reference"):
+        want = ops.pack_tokens(codes, bits, top)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(packed, want, strict=True))
+    assert torch.equal(back, codes)
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Conv2d(16, 8, 3, bias=False), lambda: nn.Linear(16, 8, bias=False)])

@@ -132,6 +132,18 @@ def test_config_json_round_trip():
     assert Config.from_json(config.to_json()) == config
 
 
+def test_a_scheme_from_before_a_field_is_the_same_scheme():
+    """int4 was written down when a quantizer had no `channel_groups`; a run of that time goes on."""
+    config = Config.for_task("digits", scheme=Scheme.from_name("int4").to_dict())
+    older = Config.from_json(config.to_json())
+    for name in ("channel_groups", "channels_apart"):
+        older.scheme["layer"]["weight"].pop(name)
+    assert config.differences(older) == older.differences(config) == []
+    older.scheme["layer"]["weight"]["block"] = 16
+    (difference,) = config.differences(older)
+    assert difference.startswith("scheme: ")
+
+
 def test_config_refuses_another_version_and_unknown_settings():
     values = digits().to_dict()
     with pytest.raises(ValueError, match="version 99"):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fuzz.draw import Draw
 from op_calls import CALLS, packed
+from subbyte import ops
 from subbyte.numerics import IntFormat
 
 S8 = IntFormat(8)
@@ -198,6 +199,27 @@ def norm_grad_apply(d: Draw) -> tuple:
     return g, k, gamma, *(d.laid_out(d.floats(_kept(list(g.shape), dims))) for _ in range(4)), d.chance(0.5)
 
 
+def _sums(d: Draw) -> Tensor:
+    """int32 of 2 axes or more, |x| <= 2^30, tokens of any size."""
+    shape = d.shape(d.between(2, 4))
+    wide = (d.floats(shape, finite=True).clamp(-1, 1) * 2**30).to(torch.int32)
+    return wide >> d.exponents([1 if i == 1 else n for i, n in enumerate(shape)], d.of((0, 3, 28))).to(torch.int32)
+
+
+def int_token_shifts(d: Draw) -> tuple:
+    fmt = d.format()
+    return d.laid_out(_sums(d)), fmt.bits, fmt.signed
+
+
+def int_quantize_tokens(d: Draw) -> tuple:
+    x, fmt = _sums(d), d.format()
+    needed, _ = ops.int_token_shifts(x, fmt.bits, fmt.signed)
+    most = int(needed.max()) if needed.numel() else 0
+    base = torch.full([1] * x.ndim, max(most - d.of((0, 0, 1, 3, 30)), 0), dtype=torch.int32)
+    stream = torch.tensor(d.between(-(2**63), 2**63 - 1)) if d.chance(0.5) else None
+    return d.laid_out(x), d.laid_out(needed), base, stream, fmt.bits, fmt.signed, d.between(0, 8 - fmt.bits)
+
+
 GENERATORS: dict[str, Callable[[Draw], tuple]] = {
     f.__name__: f
     for f in (
@@ -205,6 +227,7 @@ GENERATORS: dict[str, Callable[[Draw], tuple]] = {
         *(int_matmul, scaled_matmul, scaled_matmul_packed, channel_sums),
         *(scaled_conv2d, scaled_conv2d_grad_input, scaled_conv2d_grad_weight),
         *(norm_stats, norm_apply, norm_grad_stats, norm_grad_apply),
+        *(int_token_shifts, int_quantize_tokens),
     )
 }
 GENERATORS["norm_stats_uncentred"] = norm_stats

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ _VALUES = (POINTER, INT64)
 
 _quantize = function("sb_quantize_tokens", POINTER, INT64, INT64, POINTER, *_ROUNDING[:-1], INT, INT, POINTER, INT)
 _pack = function("sb_pack_tokens", POINTER, INT64, INT64, INT, INT, POINTER, POINTER, INT)
+_shift = function("sb_shift_tokens", POINTER, INT64, INT64, INT64, INT, POINTER, POINTER, INT)
 _unpack = function("sb_unpack_tokens", POINTER, POINTER, INT64, INT64, INT, INT, INT, POINTER, INT)
 _norm_relu = function("sb_norm_relu_tokens", POINTER, INT64, INT64, *NORM, POINTER, INT, INT, INT, *(POINTER,) * 5, INT)
 _grad = function(
@@ -52,7 +55,7 @@ def pack_tokens(codes: Tensor, bits: int, top: int):
     if rows is None:  # the channels of a token are apart
         if codes.device.type != "cpu" or codes.numel() == 0 or not is_dense(codes):
             return NotImplemented
-        small, places = without_common_places(codes, top)
+        small, places = _without_common_places(codes, top)
         packed = pack_codes(small.as_strided((small.numel(),), (1,)), bits)
         ran["pack_tokens"] = ran.get("pack_codes", "")
         return packed if packed is NotImplemented else (packed, pack_codes(places.flatten(), place_bits(top)))
@@ -60,6 +63,15 @@ def pack_tokens(codes: Tensor, bits: int, top: int):
     places = _places(rows[0], top)
     arguments = (codes.data_ptr(), *rows, bits, top, packed.data_ptr(), places.data_ptr())
     return (packed, places) if call("pack_tokens", _pack, *arguments) else NotImplemented
+
+
+def _without_common_places(codes: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    if not codes.is_contiguous() or codes.ndim < 2:
+        return without_common_places(codes, top)
+    small, places = torch.empty_like(codes), torch.empty((codes.shape[0], 1, *codes.shape[2:]), dtype=torch.uint8)
+    operands = (codes.data_ptr(), codes.shape[0], codes.shape[1], math.prod(codes.shape[2:]), top)
+    done = call("pack_tokens", _shift, *operands, small.data_ptr(), places.data_ptr())
+    return (small, places) if done else without_common_places(codes, top)
 
 
 def unpack_tokens(packed: Tensor, places: Tensor, size, stride, bits: int, signed: bool, top: int):

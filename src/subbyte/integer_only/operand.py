@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from .. import integer, ops
 from ..numerics import IntFormat
 from ..ops.quantize import pack_codes, unpack_codes
-from ..qtensor import QTensor
+from ..qtensor import Inside, QTensor
 from ..quantizers import AbsMax, BlockShiftQuant, Quantizer, ShiftQuant, TokenShiftQuant
 from .carrier import IntTensor
 
@@ -69,26 +69,39 @@ class Form:
 
 @dataclass(frozen=True)
 class Operand:
-    """An operand of an integer product: real = codes 2^(exponent - shift); shift as in QTensor, along one axis."""
+    """An operand of an integer product: real = codes 2^(exponent - shift); shift and inside are those of a QTensor.
+
+    Blocks need not fill the last row: `inside` says how the codes are packed, and nothing of how they are multiplied.
+    """
 
     codes: Tensor
     exponent: Tensor
     format: IntFormat
     shift: Tensor | None = None
     max_shift: int = 0
+    inside: Inside | None = None
 
     def flat(self) -> tuple:
         """The five arguments of an op."""
         return self.codes, self.shift, self.format.bits, self.format.signed, self.max_shift
 
-    def pack(self) -> Operand:
-        """With dense codes in their place (1-D, uint8): what is kept for backward."""
-        return replace(self, codes=pack_codes(self.codes.flatten(), self.format.bits))
+    def pack(self) -> tuple[Tensor, ...]:
+        """Dense codes and, where tokens have exponents, dense exponents (1-D, uint8): what is kept for backward."""
+        if self.inside is None:
+            return (pack_codes(self.codes.flatten(), self.format.bits),)
+        top = self.inside.top
+        return ops.pack_tokens(_rows(self.codes, self.inside.block), self.format.bits - top, top)
 
-    def unpack(self, shape: torch.Size) -> Operand:
-        """The inverse of pack."""
-        flat = unpack_codes(self.codes, shape.numel(), self.format.bits, self.format.signed)
-        return replace(self, codes=flat.view(shape))
+    def unpack(self, packed: tuple[Tensor, ...], shape: torch.Size) -> Operand:
+        """This operand with the codes of this shape that pack made `packed` of; its own may be missing."""
+        bits, signed = self.format.bits, self.format.signed
+        if self.inside is None:
+            return replace(self, codes=unpack_codes(*packed, shape.numel(), bits, signed).view(shape))
+        block, top = self.inside.block, self.inside.top
+        size = [-(-shape.numel() // block), block] if block else list(shape)
+        stride = [math.prod(size[i + 1 :]) for i in range(len(size))]
+        codes = ops.unpack_tokens(*packed, size, stride, bits - top, signed, top)
+        return replace(self, codes=codes.flatten()[: shape.numel()].view(shape))
 
     def as_qtensor(self) -> QTensor:
         """With a float scale: for the statistics of an observed layer, and for nothing that is computed with."""
@@ -153,7 +166,8 @@ def _quantize_tokens(t: IntTensor, form: Form, stream: Tensor | None, memory: Me
     codes = ops.int_quantize_tokens(x, needed, base, stream, fmt.bits, fmt.signed, form.top)
     if form.block:
         codes = codes.flatten()[: t.codes.numel()].view(t.shape)
-    return Operand(codes, t.exponent + base.view(()) - form.top, IntFormat(fmt.bits + form.top, fmt.signed))
+    wide, inside = IntFormat(fmt.bits + form.top, fmt.signed), Inside(form.top, form.block)
+    return Operand(codes, t.exponent + base.view(()) - form.top, wide, inside=inside)
 
 
 def _rows(codes: Tensor, block: int) -> Tensor:

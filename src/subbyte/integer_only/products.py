@@ -137,8 +137,8 @@ def _layer(call: Call, x: IntTensor, products: _Matmul | _Convolution):
         y = carrier.add(y, b.with_codes(b.codes.view(1, -1, *[1] * (len(y.shape) - 2))))
     # What the closure below holds is shapes and scales; codes are torch's to keep.
     shape, w_scale, x_scale = x.shape, replace(qw, codes=_NO_CODES), replace(qx, codes=_NO_CODES)
-    w_codes = call.save(qw.pack().codes) if call.keep and call.wanted[0] else None
-    x_codes = call.save(qx.pack().codes) if call.keep and m.weight.requires_grad else None
+    w_codes = [call.save(t) for t in qw.pack()] if call.keep and call.wanted[0] else None
+    x_codes = [call.save(t) for t in qx.pack()] if call.keep and m.weight.requires_grad else None
 
     def backward(g: IntTensor):
         if m.bias is not None and m.bias.requires_grad:
@@ -150,7 +150,7 @@ def _layer(call: Call, x: IntTensor, products: _Matmul | _Convolution):
         if x_codes is not None:
             # There the channel is outside the sum: its shift is applied afterwards.
             plain = Operand(qg.codes, qg.exponent, qg.format)
-            qx = replace(x_scale, codes=x_codes()).unpack(shape)
+            qx = x_scale.unpack(tuple(get() for get in x_codes), shape)
             dw = products.grad_weight(plain, qx, m.weight.shape).to(torch.int64)
             ops.note("grad_weight", _INTEGER)
             if qg.shift is not None:
@@ -159,7 +159,7 @@ def _layer(call: Call, x: IntTensor, products: _Matmul | _Convolution):
             call.gradient("weight", dw, unit + x_scale.exponent)
         if w_codes is None:
             return (None,)
-        qw = replace(w_scale, codes=w_codes()).unpack(m.weight.shape)
+        qw = w_scale.unpack(tuple(get() for get in w_codes), m.weight.shape)
         sums, length = products.grad_input(qg, qw, shape)
         ops.note("grad_input", _INTEGER)
         bound = _bound(qg.format, qw.format, length, qg.max_shift)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from subbyte.scheme import Scheme
 from subbyte.wording import unknown
 
 CONFIG_VERSION = 1
@@ -192,8 +193,13 @@ class Config:
         return cls.from_dict(json.loads(text))
 
     def differences(self, other: Config) -> list[str]:
-        """One line for each setting that decides the result and differs between the two."""
-        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        """One line for each setting that decides the result and differs between the two.
+
+        Schemes are compared as what they say: one from before a quantizer had a field says that field's default.
+        """
+        mine, theirs = (
+            dataclasses.asdict(c) | {"scheme": c.scheme and Scheme.from_dict(c.scheme).to_dict()} for c in (self, other)
+        )
         return [
             f"{name}: {mine[name]} here, {theirs[name]} there"
             for name in mine
