@@ -201,6 +201,25 @@ def test_wrong_inputs_are_told() -> None:
         model(torch.zeros(2, 4, 16, 16))
 
 
+@pytest.mark.parametrize(
+    ("role", "quantizer", "said"),
+    [
+        ("weight", sb.ShiftQuant(4, axis=1), "weight is quantized by .*groups of channels, which only a gradient has"),
+        ("weight", sb.BlockShiftQuant(4, clip=0.5), "weight .*a clip of its own; integer-only finds where to clip"),
+        ("activation", sb.TokenShiftQuant(4, groups=2, clip=0.6), "activation .*clips at no power of two"),
+        ("gradient", sb.TokenShiftQuant(4, channel_groups=9), "gradient .*groups of channels, too"),
+        ("gradient", sb.ShiftQuant(4, axis=0), "gradient .*not those of consecutive exponents along axis 1"),
+        ("gradient", sb.MXInt(4), "gradient .*none of AbsMax, ShiftQuant, TokenShiftQuant and BlockShiftQuant"),
+    ],
+)
+def test_a_quantizer_without_an_integer_form_is_refused(role: str, quantizer: sb.Quantizer, said: str) -> None:
+    scheme = sb.Scheme.from_name(RECIPE)
+    scheme = dataclasses.replace(scheme, layer=dataclasses.replace(scheme.layer, **{role: quantizer}))
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+    with pytest.raises(ValueError, match=f"layer '1': {said}"):
+        sb.quantize_(model, scheme)
+
+
 def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(1000, 1000, bias=False), nn.Dropout(0.9))

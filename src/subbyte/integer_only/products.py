@@ -78,8 +78,10 @@ def refuses(module: Any) -> str:
         except ValueError as reason:
             return f"{role} is quantized by {quantizer}: {reason}"
         if role != "gradient" and (form.channels > 1 or form.halvings):
-            what = "groups of channels, which only a gradient has here" if form.channels > 1 else "a clip of its own"
-            return f"{role} is quantized by {quantizer}: it has {what}; integer-only finds where to clip itself"
+            has = "groups of channels, which only a gradient has here"
+            if form.halvings:
+                has = "a clip of its own; integer-only finds where to clip itself"
+            return f"{role} is quantized by {quantizer}: it has {has}"
     if getattr(module, "padding_mode", "zeros") != "zeros" or isinstance(getattr(module, "padding", 0), str):
         return "its padding is not a number of zeros"
     return ""
