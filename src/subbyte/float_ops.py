@@ -32,7 +32,7 @@ _MOVES = {
 _INTEGER = {
     *("int_amax", "int_quantize", "int_lookup", "int_norm_grad", "norm_stats", "norm_stats_uncentred"),
     *("norm_grad_stats", "pack_codes", "unpack_codes", "narrow_codes", "scatter_sum"),
-    *("int_token_shifts", "int_quantize_tokens"),
+    *("int_token_shifts", "int_quantize_tokens", "pack_tokens", "unpack_tokens"),
     *("int_add", "int_squared_errors", "int_sgd", "int_relu", "int_relu_grad", "int_shift_to_fit", "int_from_float"),
     *("int_to_float", "int_batch_table", "int_affine_table", "int_norm_coefficients", "int_running_statistics"),
 }

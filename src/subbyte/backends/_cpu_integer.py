@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..numerics import IntFormat, packed_bytes
-from ._cpu_call import call
+from ._cpu_call import are, call
 from ._native import INT, INT64, POINTER, function
 
 _SHAPE = (INT64, INT64, INT64)  # outer, channels, inner
@@ -134,10 +134,6 @@ def int_sgd(w, g, momentum, momentum_e, stream, rate, factor, decay, nesterov):
     pointers = (w.data_ptr(), g.data_ptr(), momentum.data_ptr(), momentum_e.data_ptr(), w.numel(), stream.data_ptr())
     settings = (rate is not None, rate or 0, factor, decay is not None, decay or 0, nesterov)
     return (w, momentum, momentum_e) if call("int_sgd", _sgd, *pointers, *settings) else NotImplemented
-
-
-def are(dtype: torch.dtype, *tensors: Tensor) -> bool:
-    return all(t.device.type == "cpu" and t.dtype == dtype for t in tensors)
 
 
 def tokens_of(x: Tensor) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..numerics import IntFormat
-from ._cpu_call import call
+from ._cpu_call import are, call
 from ._native import INT, INT64, POINTER, function
 
 _MAX_COUNT = 1 << 19  # codes of one statistic, as in integer.norm
@@ -21,7 +21,7 @@ _running = function("sb_int_running_statistics", *(POINTER,) * 5, *(INT64,) * 3,
 
 
 def int_shift_to_fit(largest: Tensor, bits: int, signed: bool) -> Tensor:
-    if not _are(largest, dtype=torch.int64):
+    if not are(torch.int64, largest):
         return NotImplemented
     largest, shift = largest.contiguous(), torch.empty(largest.shape, dtype=torch.int32)
     top = IntFormat(bits, signed).qmax
@@ -40,7 +40,7 @@ def int_from_float(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def int_to_float(v: Tensor, exponent: Tensor) -> Tensor:
     wide = v.dtype == torch.int64
-    if not _are(v, dtype=torch.int64 if wide else torch.int32) or not _are(exponent, dtype=torch.int32):
+    if not are(torch.int64 if wide else torch.int32, v) or not are(torch.int32, exponent):
         return NotImplemented
     if exponent.numel() != 1:
         return NotImplemented
@@ -65,7 +65,7 @@ def int_affine_table(k, fraction, gamma, gamma_e, beta, beta_e) -> tuple[Tensor,
     numbers, codes = [t.contiguous() for t in (fraction, beta)], [k.contiguous(), gamma.contiguous()]
     if not _channels(channels, *numbers, dtype=torch.int32) or not _channels(channels, codes[1], dtype=torch.int8):
         return NotImplemented
-    if not _are(k, dtype=torch.int8) or k.shape != (channels, 256):
+    if not are(torch.int8, k) or k.shape != (channels, 256):
         return NotImplemented
     if not _channels(1, gamma_e.view(-1), beta_e.view(-1), dtype=torch.int32):
         return NotImplemented
@@ -105,13 +105,9 @@ def int_running_statistics(mean, var, total, spread, step, n: int, weight: int) 
     return new if call("int_running_statistics", _running, *operands) else NotImplemented
 
 
-def _are(*tensors: Tensor, dtype: torch.dtype) -> bool:
-    return all(t.device.type == "cpu" and t.dtype == dtype for t in tensors)
-
-
 def _channels(n: int, *tensors: Tensor, dtype: torch.dtype) -> bool:
     """Are these on the CPU, one number for each of n channels?"""
-    return _are(*tensors, dtype=dtype) and all(t.shape == (n,) for t in tensors)
+    return are(dtype, *tensors) and all(t.shape == (n,) for t in tensors)
 
 
 def _pointers(*tensors: Tensor) -> tuple[int, ...]:

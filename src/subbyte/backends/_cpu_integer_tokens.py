@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..numerics import IntFormat
-from ._cpu_call import call
-from ._cpu_integer import are, shape_of, tokens_of
+from ._cpu_call import are, call
+from ._cpu_integer import shape_of, tokens_of
 from ._native import INT, INT64, POINTER, function
 
 _SHAPE = (INT64, INT64, INT64)  # outer, channels, inner

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._cpu_call import axes, call, dense, geometry
+from ._cpu_call import are, axes, call, dense, geometry
 from ._native import INT, INT64, POINTER, function
 
 _OPERAND = (POINTER, INT64, INT64)  # values, channels, inner
@@ -34,7 +34,7 @@ _grad_apply = function("sb_norm_grad_apply", POINTER, POINTER, INT64, *_OPERAND 
 
 
 def norm_stats(q: Tensor, dims: list[int], l2: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if not _are(q, dtypes=(torch.int8, torch.uint8)) or q.numel() == 0:
+    if not are((torch.int8, torch.uint8), q) or q.numel() == 0:
         return NotImplemented
     q = dense(q)
     kept, shape = kept_axes(q, dims)
@@ -50,8 +50,8 @@ def norm_stats(q: Tensor, dims: list[int], l2: bool) -> tuple[Tensor, Tensor, Te
 def norm_apply(
     q: Tensor, total: Tensor, factor: Tensor, n: int, bits: int, q_gamma: Tensor, scale: Tensor, beta: Tensor
 ) -> tuple[Tensor, Tensor]:
-    floats = _are(factor, scale, beta, dtypes=(torch.float32,))
-    if not floats or not _are(q, dtypes=(torch.int8, torch.uint8)) or not _are(q_gamma, dtypes=(torch.int8,)):
+    floats = are(torch.float32, factor, scale, beta)
+    if not floats or not are((torch.int8, torch.uint8), q) or not are(torch.int8, q_gamma):
         return NotImplemented
     q = dense(q)
     total, factor = (t.contiguous() for t in torch.broadcast_tensors(total.to(torch.int64), factor))
@@ -72,7 +72,7 @@ def norm_apply(
 
 
 def norm_stats_uncentred(q: Tensor, dims: list[int], l2: bool) -> tuple[Tensor, Tensor]:
-    if not _are(q, dtypes=(torch.int8,)) or q.numel() == 0:
+    if not are(torch.int8, q) or q.numel() == 0:
         return NotImplemented
     q = dense(q)
     kept, shape = kept_axes(q, dims)
@@ -121,7 +121,7 @@ def gradient_kind(g: Tensor, dims: list[int], param_dims: list[int]) -> Gradient
 def norm_grad_stats(
     q_g: Tensor, k: Tensor, q_gamma: Tensor, dims: list[int], param_dims: list[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if not _are(q_g, k, q_gamma, dtypes=(torch.int8,)) or q_g.numel() == 0:
+    if not are(torch.int8, q_g, k, q_gamma) or q_g.numel() == 0:
         return NotImplemented
     g = dense(q_g)
     same, n = _like(g, k), g.numel()
@@ -145,7 +145,7 @@ def norm_grad_stats(
 def norm_grad_apply(
     q_g: Tensor, k: Tensor, q_gamma: Tensor, a: Tensor, u: Tensor, v: Tensor, t: Tensor, l2: bool
 ) -> Tensor:
-    if not _are(q_g, k, q_gamma, dtypes=(torch.int8,)) or not _are(a, u, v, t, dtypes=(torch.float32,)):
+    if not are(torch.int8, q_g, k, q_gamma) or not are(torch.float32, a, u, v, t):
         return NotImplemented
     g = dense(q_g)
     same = _like(g, k)
@@ -155,10 +155,6 @@ def norm_grad_apply(
     dx = torch.empty_like(g, dtype=torch.float32)
     pointers = (g.data_ptr(), same.data_ptr(), g.numel(), *_pointers(operands), l2, dx.data_ptr())
     return dx if call("norm_grad_apply", _grad_apply, *pointers) else NotImplemented
-
-
-def _are(*tensors: Tensor, dtypes: tuple[torch.dtype, ...]) -> bool:
-    return all(t.device.type == "cpu" and t.dtype in dtypes for t in tensors)
 
 
 def kept_axes(q: Tensor, dims: list[int]) -> tuple[list[int], list[int]]:
