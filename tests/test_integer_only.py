@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 import subbyte as sb
 from integer_nets import (
     EIGHT,
+    RECIPE,
     Net,
     build,
     counts,
@@ -212,3 +214,26 @@ def test_the_gradients_are_24_bit_integers_times_a_power_of_two() -> None:
     for g in gradients(model).values():
         codes, e = sb.integer.from_float(g)
         assert torch.equal(sb.integer.to_float(codes, e), g)
+
+
+def test_a_gradient_is_as_near_to_the_float_one_as_with_float_scales() -> None:
+    """Blocks and tokens make up for scales that are powers of two; with one scale for each tensor it is further off."""
+    torch.manual_seed(0)
+    net, (x, y) = models.build("resnet8", 5), images(32)
+    recipe, floats = sb.Scheme.from_name(RECIPE), sb.Scheme.from_name("float")
+    gradient = sb.ShiftQuant(4, rounding="stochastic", groups=9)
+    whole = dataclasses.replace(recipe, layer=sb.LayerScheme(sb.AbsMax(4), sb.AbsMax(4), gradient))
+
+    def directions(scheme: str | sb.Scheme) -> list[torch.Tensor]:
+        model, found = sb.quantize_(copy.deepcopy(net), scheme), []
+        for _ in range(4):
+            step(model, x, y)
+            found.append(torch.cat([p.grad.flatten() for n, p in model.named_parameters() if "conv" in n]))
+        return found
+
+    (wanted, *_) = directions(dataclasses.replace(floats, norm=dataclasses.replace(floats.norm, kind="l1")))
+    ours, int4, one_scale = (
+        [F.cosine_similarity(d, wanted, dim=0).item() for d in directions(s)] for s in (recipe, "int4", whole)
+    )
+    assert min(ours) > max(int4) - 0.03
+    assert min(ours) > max(one_scale) + 0.05
