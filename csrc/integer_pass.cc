@@ -21,10 +21,6 @@ Op<IntegerPassKernels> op{"integer_pass"};
 Op<QuantizeKernels> random_op{"quantize_sr"};
 Op<PackKernels> pack_op{"pack_codes"}, unpack_op{"unpack_codes"};
 
-constexpr i64 kTile = 1024;      // elements for which bits are drawn at a time
-constexpr i64 kBlock = 1 << 15;  // elements in a task
-constexpr i64 kGrain = 1 << 15;  // elements that are worth a second thread
-
 struct Shape {
     i64 outer, channels, inner;
     i64 count() const { return outer * channels * inner; }
@@ -42,8 +38,8 @@ struct Shape {
     template <class Block>
     void blocks(int threads, const Block& block) const {
         const i64 n = count();
-        parallel(useful_threads(threads, n, kGrain), ceil_div(n, kBlock), [&](i64 task, int worker) {
-            block(task * kBlock, std::min((task + 1) * kBlock, n), worker);
+        parallel(useful_threads(threads, n, kPassGrain), ceil_div(n, kPassBlock), [&](i64 task, int worker) {
+            block(task * kPassBlock, std::min((task + 1) * kPassBlock, n), worker);
         });
     }
 };
@@ -99,9 +95,9 @@ SB_EXPORT const char* sb_int_quantize(
             });
             return;
         }
-        u16 r[kTile + kRandomSlack];
-        for (i64 tile = begin; tile < end; tile += kTile) {  // a multiple of 4: whole calls
-            const i64 stop = std::min(tile + kTile, end);
+        u16 r[kPassTile + kRandomSlack];
+        for (i64 tile = begin; tile < end; tile += kPassTile) {  // a multiple of 4: whole calls
+            const i64 stop = std::min(tile + kPassTile, end);
             random.table->random_run(
                 static_cast<u64>(*stream), static_cast<u64>(tile / 4), ceil_div<i64>(stop - tile, 4), r);
             shape.runs(tile, stop, [&](i64 at, i64 n, i64 c) {
@@ -182,9 +178,9 @@ SB_EXPORT const char* sb_int_relu(const sb::i32* x, sb::i64 n, sb::i32* y, sb::u
     const PackKernels& pack = *pack_op.best().table;
     will_fill(y, 4 * n);
     Shape{1, 1, n}.blocks(threads, [&](i64 begin, i64 end, int) {
-        u8 passes[kTile];
-        for (i64 tile = begin; tile < end; tile += kTile) {  // whole bytes of the mask
-            const i64 size = std::min(kTile, end - tile);
+        u8 passes[kPassTile];
+        for (i64 tile = begin; tile < end; tile += kPassTile) {  // whole bytes of the mask
+            const i64 size = std::min(kPassTile, end - tile);
             kernel.table->relu(x + tile, size, y + tile, passes);
             pack_run(pack, passes, size, 1, mask + tile / 8);
         }
@@ -199,9 +195,9 @@ SB_EXPORT const char* sb_int_relu_grad(const sb::i32* g, const sb::u8* mask, sb:
     const PackKernels& unpack = *unpack_op.best().table;
     will_fill(h, 4 * n);
     Shape{1, 1, n}.blocks(threads, [&](i64 begin, i64 end, int) {
-        u8 passes[kTile];
-        for (i64 tile = begin; tile < end; tile += kTile) {
-            const i64 size = std::min(kTile, end - tile);
+        u8 passes[kPassTile];
+        for (i64 tile = begin; tile < end; tile += kPassTile) {
+            const i64 size = std::min(kPassTile, end - tile);
             unpack_run(unpack, mask + tile / 8, size, 1, false, passes);
             kernel.table->relu_grad(g + tile, passes, size, h + tile);
         }

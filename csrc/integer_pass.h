@@ -6,6 +6,10 @@
 
 namespace sb {
 
+constexpr i64 kPassTile = 1 << 10;   // elements for which bits are drawn at a time
+constexpr i64 kPassBlock = 1 << 15;  // elements in a task
+constexpr i64 kPassGrain = 1 << 15;  // elements that are worth a second thread
+
 // token_shift of ops/integer_tokens.py: least = base - top, most = base. Codes go left by what lies above `least`.
 struct TokenShift {
     i32 least, most;

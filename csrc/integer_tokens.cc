@@ -1,8 +1,8 @@
-// The passes of ops/integer_tokens.py, sb_int_token_shifts and sb_int_quantize_tokens, and the squared errors by which a
-// scale is chosen, sb_int_squared_errors.
+// The passes of ops/integer_tokens.py, sb_int_token_shifts and sb_int_quantize_tokens, and the squared errors by which
+// a scale is chosen, sb_int_squared_errors.
 //
-// A tensor is contiguous, (outer, channels, inner); a token is an index of outer and one of inner. Random bits are those
-// of sb_quantize: by logical index, drawn for a tile at a time.
+// A tensor is contiguous, (outer, channels, inner); a token is an index of outer and one of inner. Random bits are
+// those of sb_quantize: by logical index, drawn for a tile at a time.
 #include "integer_pass.h"
 
 #include <algorithm>
@@ -19,10 +19,6 @@ namespace {
 
 Op<IntegerPassKernels> op{"integer_pass"};
 Op<QuantizeKernels> random_op{"quantize_sr"};
-
-constexpr i64 kTile = 1024;      // elements, or tokens, at a time
-constexpr i64 kBlock = 1 << 15;  // elements in a task
-constexpr i64 kGrain = 1 << 15;  // elements that are worth a second thread
 
 struct Tokens {
     i64 outer, channels, inner;
@@ -56,12 +52,12 @@ SB_EXPORT const char* sb_int_token_shifts(
     const auto kernel = op.best();
     *largest = 0;
     if (outer * channels * inner == 0) return kernel.name;  // needed is 0
-    const i64 tokens = outer * inner, span = inner > 1 ? std::min(inner, kTile) : kTile;
+    const i64 tokens = outer * inner, span = inner > 1 ? std::min(inner, kPassTile) : kPassTile;
     const i64 tiles = inner > 1 ? outer * ceil_div(inner, span) : ceil_div(tokens, span);
-    const int workers = useful_threads(threads, tokens * channels, kGrain);
+    const int workers = useful_threads(threads, tokens * channels, kPassGrain);
     std::vector<i32> found(static_cast<size_t>(workers), 0);
     parallel(workers, tiles, [&](i64 tile, int worker) {
-        i32 best[kTile] = {};
+        i32 best[kPassTile] = {};
         const i64 sample = inner > 1 ? tile / ceil_div(inner, span) : 0;
         const i64 first = inner > 1 ? tile % ceil_div(inner, span) * span : tile * span;
         const i64 n = std::min(span, (inner > 1 ? inner : tokens) - first);
@@ -92,12 +88,12 @@ SB_EXPORT const char* sb_int_quantize_tokens(
     const TokenShift shift{*base - top, *base};
     i8* out = static_cast<i8*>(codes);
     will_fill(codes, n);
-    parallel(useful_threads(threads, n, kGrain), ceil_div(n, kBlock), [&](i64 task, int) {
-        u16 r[kTile + kRandomSlack];
-        u8 each[kTile];
-        const i64 end = std::min((task + 1) * kBlock, n);
-        for (i64 tile = task * kBlock; tile < end; tile += kTile) {  // a multiple of 4: whole calls
-            const i64 size = std::min(kTile, end - tile);
+    parallel(useful_threads(threads, n, kPassGrain), ceil_div(n, kPassBlock), [&](i64 task, int) {
+        u16 r[kPassTile + kRandomSlack];
+        u8 each[kPassTile];
+        const i64 end = std::min((task + 1) * kPassBlock, n);
+        for (i64 tile = task * kPassBlock; tile < end; tile += kPassTile) {  // a multiple of 4: whole calls
+            const i64 size = std::min(kPassTile, end - tile);
             tokens.spread(needed, tile, size, each);
             if (!stream) {
                 kernel.table->nearest_each(x + tile, size, each, shift, low, high, out + tile);
