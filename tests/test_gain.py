@@ -9,6 +9,7 @@ from torch import nn
 
 import subbyte as sb
 from models_for_tests import conv_net
+from subbyte import gain
 
 ROWS, SMALL, LARGE = 256, 4, 1024
 
@@ -26,10 +27,10 @@ def test_a_small_layer_is_slower_and_said_to_be():
     found = sb.gains(model, x)
     assert set(found) == {"0", "2", "3", "4"}
     assert found["3"].slower
-    assert found["3"].ratio < 0.9 < found["0"].ratio
-    for gain in found.values():
-        assert gain.slower == (gain.ratio < 1)
-        assert gain.seconds > 0 < gain.float_seconds
+    assert found["3"].ratio < min(0.9, found["0"].ratio)
+    for each in found.values():
+        assert each.slower == (each.ratio < 1)
+        assert each.seconds > 0 < each.float_seconds
     report = sb.report(model, x, timed=True)
     assert "Too small to gain here" in report.summary()
     assert "3 0." in report.summary()
@@ -44,11 +45,17 @@ def test_without_times_there_is_no_column():
     assert "gain" not in report.rows[0]
 
 
-def test_the_scheme_leaves_slow_layers_float():
+def test_the_scheme_leaves_slow_layers_float(monkeypatch):
+    """By times that are given: another load on the machine must not decide. Those of this machine are tested above."""
+
+    def measured(layer: nn.Linear, args: tuple, kwargs: dict, seconds: float) -> gain.Gain:
+        ratio = 0.99 if layer.in_features == SMALL else 1.01
+        return gain.Gain(1.0, ratio, ratio)
+
+    monkeypatch.setattr(gain, "_compare", measured)
     model, x = two_sizes(), torch.randn(ROWS, LARGE)
     scheme = sb.fastest_here("int4", model, x)
-    assert ("3", None) in scheme.overrides
-    assert "0" not in dict(scheme.overrides)
+    assert dict(scheme.overrides) == {"3": None, "4": None}
     assert {type(m) for m in model.modules()} == {nn.Sequential, nn.Linear, nn.ReLU}
     sb.quantize_(model, sb.Scheme.from_json(scheme.to_json()))
     assert type(model[3]) is nn.Linear
