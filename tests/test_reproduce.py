@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from subbyte.cli import app
 from subbyte.recipes import find
-from subbyte.study import Place, RowFile, Run, Skipped, Study, StudyError, execute, training
+from subbyte.study import Place, RowFile, Run, Study, StudyError, execute, training
 from subbyte.study.runner import planned
 from subbyte.train.checkpoint import read_header
 from subbyte.train.folder import hold
@@ -193,17 +193,9 @@ def test_a_run_of_another_study_is_not_done_again(tmp_path):
 
 def test_some_runs_can_be_chosen(tmp_path):
     study = make(("float", "int4"), seeds=(0, 1))
-    assert [run.name for run in planned(study, None, "int4-*")[0]] == ["int4-seed0", "int4-seed1"]
+    assert [run.name for run in planned(study, None, "int4-*")] == ["int4-seed0", "int4-seed1"]
     with pytest.raises(StudyError, match="no run of tiny matches 'int5'"):
         planned(study, None, "int5")
-
-
-def test_what_cannot_run_yet_is_skipped_and_said(tmp_path):
-    run = Run("float", training("digits", "float", 0, epochs=1, **FAST))
-    study = Study("tiny", "", None, None, lambda config: [Skipped("later", "not there"), run])
-    console = quiet()
-    assert execute(study, None, place(tmp_path), console).done == ["float-seed0"]
-    assert "skipped: later: not there" in console.file.getvalue()
 
 
 def test_two_equal_runs_are_a_mistake_of_the_recipe():
@@ -248,7 +240,7 @@ def quick(name: str, tmp_path: Path, *arguments: object, only: str = "*") -> lis
     again = ok("reproduce", name, *common, *arguments)
     assert "0 to do" in again
     assert "## Sources" in (out / f"{name}.md").read_text()
-    wanted = {run.key() for run in planned(study, study.quick, only)[0]}
+    wanted = {run.key() for run in planned(study, study.quick, only)}
     rows = RowFile(out / f"{name}.jsonl").read()
     assert {row["key"] for row in rows} == wanted
     assert all(json.dumps(row) for row in rows)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from subbyte.scheme import Scheme
-from subbyte.study import Expected, Row, Run, Skipped, Study, training
+from subbyte.quantizers import AbsMax, ShiftQuant
+from subbyte.scheme import LayerScheme, Scheme
+from subbyte.study import Expected, Row, Run, Study, training
 from subbyte.study.expected import loss
 from subbyte.study.plots import plot_curves_of
 
@@ -18,7 +20,7 @@ class Config:
 
     task: str = "cifar10"
     model: str = "resnet20"
-    schemes: tuple[str, ...] = ("float", "int4", "int4-integer-only")
+    schemes: tuple[str, ...] = ("float", "int4", "int4-integer-only", "one scale")
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 30
     batch_size: int = 128
@@ -32,19 +34,23 @@ EXPECTED = (
 )
 
 
-def runs(config: Config) -> Iterator[Run | Skipped]:
-    """A scheme that this subbyte doesn't have is skipped, and said to be."""
-    for name in config.schemes:
-        if name not in Scheme.names():
-            yield Skipped(name, f"there is no scheme of that name yet; there are: {', '.join(Scheme.names())}")
+def one_scale() -> Scheme:
+    """int4-integer-only without blocks and tokens: weights and activations have one power of two each."""
+    gradient = ShiftQuant(4, rounding="stochastic", groups=9)
+    layer = LayerScheme(AbsMax(4), AbsMax(4), gradient)
+    return dataclasses.replace(Scheme.from_name("int4-integer-only"), name="custom", layer=layer)
+
+
+def runs(config: Config) -> Iterator[Run]:
+    """Seed by seed, every scheme."""
     settings = dict(epochs=config.epochs, batch_size=config.batch_size, lr=config.lr)
     for seed in config.seeds:
-        for name in filter(Scheme.names().__contains__, config.schemes):
+        for name in config.schemes:
             yield Run(
                 name,
                 training(
                     config.task,
-                    name,
+                    one_scale() if name == "one scale" else name,
                     seed,
                     model=config.model,
                     weight_decay=config.weight_decay,
@@ -67,4 +73,8 @@ STUDY = Study(
     runs=runs,
     expected=EXPECTED,
     plots=plots,
+    notes=(
+        "int4-integer-only has exponents for blocks of weights and tokens of activations and gradients; one scale: one "
+        "power of two for all weights and for all activations of a layer, groups of channels for gradients."
+    ),
 )

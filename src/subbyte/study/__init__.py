@@ -4,7 +4,7 @@ from subbyte.study.expected import Expected, Figure, Verdict
 from subbyte.study.rows import RowFile
 from subbyte.study.runner import Place, Progress, execute, planned
 from subbyte.study.select import Row
-from subbyte.study.study import Job, Run, Skipped, Study, StudyError, training
+from subbyte.study.study import Job, Run, Study, StudyError, training
 from subbyte.study.summary import summarize
 from subbyte.study.tables import Column, Table
 
@@ -18,7 +18,6 @@ __all__ = [
     "Row",
     "RowFile",
     "Run",
-    "Skipped",
     "Study",
     "StudyError",
     "Table",

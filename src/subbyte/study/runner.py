@@ -21,7 +21,7 @@ from subbyte import provenance
 from subbyte.study.budget import budget, budget_table
 from subbyte.study.rows import RowFile, base_row, rows_of_others, trained
 from subbyte.study.select import Row
-from subbyte.study.study import Job, Run, Skipped, Study, StudyError
+from subbyte.study.study import Job, Run, Study, StudyError
 from subbyte.study.summary import summarize
 from subbyte.train import Config, DivergedError, Outcome, train
 from subbyte.train.build import resolve_threads
@@ -66,15 +66,14 @@ class Progress:
     reason: str = ""
 
 
-def planned(study: Study, settings: Any, only: str | None = None) -> tuple[list[Run], list[Skipped]]:
-    """The runs of a study, and those that can't be run; StudyError where `only` names none."""
-    all_runs = list(study.runs(settings))
-    runs = [run for run in all_runs if isinstance(run, Run)]
+def planned(study: Study, settings: Any, only: str | None = None) -> list[Run]:
+    """The runs of a study; StudyError where `only` names none."""
+    runs = list(study.runs(settings))
     _check_distinct(runs)
     chosen = [run for run in runs if only is None or fnmatch.fnmatchcase(run.name, only)]
     if only is not None and not chosen:
         raise StudyError(f"no run of {study.name} matches '{only}'; there are: {', '.join(run.name for run in runs)}")
-    return chosen, [run for run in all_runs if isinstance(run, Skipped)]
+    return chosen
 
 
 def _check_distinct(runs: Sequence[Run]) -> None:
@@ -89,9 +88,7 @@ def _check_distinct(runs: Sequence[Run]) -> None:
 def execute(study: Study, settings: Any, place: Place, console: Console) -> Progress:
     """Runs what the study's rows lack. Prints a budget first; returns what was done and what is left."""
     begun = time.monotonic()
-    runs, skipped = planned(study, settings, place.only)
-    for missing in skipped:
-        console.print(f"skipped: {missing.variant}: {missing.why}", highlight=False, markup=False, soft_wrap=True)
+    runs = planned(study, settings, place.only)
     rows = RowFile(place.out / f"{study.name}.jsonl")
     _borrow(rows, study.name, runs)
     done_before = rows.keys()

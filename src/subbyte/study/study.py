@@ -89,14 +89,6 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """A run that this subbyte can't do yet, and why."""
-
-    variant: str
-    why: str
-
-
-@dataclass(frozen=True)
 class Study:
     """A question, the runs that answer it, and how the answer is shown.
 
@@ -114,7 +106,7 @@ class Study:
     title: str
     config: Any
     quick: Any
-    runs: Callable[[Any], Iterable[Run | Skipped]]
+    runs: Callable[[Any], Iterable[Run]]
     expected: Sequence[Expected] = ()
     baseline: str = "float"
     metric: str = "test accuracy"
