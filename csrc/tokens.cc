@@ -136,8 +136,8 @@ SB_EXPORT const char* sb_pack_tokens(
     return kernel.name;
 }
 
-// The same for a contiguous (outer, channels, inner) tensor of bytes, before packing: small, in the place of codes, and the
-// places of outer * inner tokens.
+// The same for a contiguous (outer, channels, inner) tensor of bytes, before packing: small, in the place of codes, and
+// the places of outer * inner tokens.
 SB_EXPORT const char* sb_shift_tokens(
     const sb::u8* codes, sb::i64 outer, sb::i64 channels, sb::i64 inner, int top, sb::u8* small, sb::u8* places,
     int threads) {
