@@ -95,6 +95,11 @@ def packed_bytes(numel: int, bits: int) -> int:
     return -(-numel * bits // 8)
 
 
+def token_shape(x: Tensor) -> tuple[int, ...]:
+    """The shape of one number for each token of x, an index of all axes but 1."""
+    return tuple(1 if i == 1 else n for i, n in enumerate(x.shape))
+
+
 def without_common_places(codes: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """(codes 2^-places, places): how far, `top` at most, all codes of a token can be shifted right without loss.
 
@@ -104,9 +109,7 @@ def without_common_places(codes: Tensor, top: int) -> tuple[Tensor, Tensor]:
     >>> small.tolist(), places.flatten().tolist()
     ([[3, 2], [6, 3], [0, 0]], [2, 0, 2])
     """
-    places = torch.zeros(
-        [1 if i == 1 else n for i, n in enumerate(codes.shape)], dtype=torch.uint8, device=codes.device
-    )
+    places = torch.zeros(token_shape(codes), dtype=torch.uint8, device=codes.device)
     for k in range(1, top + 1):
         places += ((codes & ((1 << k) - 1)) == 0).all(1, keepdim=True)
     return torch.empty_like(codes).copy_(codes >> places.to(codes.dtype)), places

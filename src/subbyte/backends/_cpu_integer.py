@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..numerics import IntFormat, packed_bytes
+from ..numerics import IntFormat, packed_bytes, token_shape
 from ._cpu_call import are, call
 from ._native import INT, INT64, POINTER, function
 
@@ -96,7 +96,7 @@ def int_squared_errors(
 ) -> Tensor:
     if not are(torch.int32, x, base) or not are(torch.int64, largest) or not base.numel() == largest.numel() == 1:
         return NotImplemented
-    if needed is not None and (not are(torch.uint8, needed) or needed.shape != tokens_of(x)):
+    if needed is not None and (not are(torch.uint8, needed) or needed.shape != token_shape(x)):
         return NotImplemented
     x, fmt, errors = x.contiguous(), IntFormat(bits, signed), torch.empty(candidates, dtype=torch.int64)
     needed = None if needed is None else needed.contiguous()
@@ -134,11 +134,6 @@ def int_sgd(w, g, momentum, momentum_e, stream, rate, factor, decay, nesterov):
     pointers = (w.data_ptr(), g.data_ptr(), momentum.data_ptr(), momentum_e.data_ptr(), w.numel(), stream.data_ptr())
     settings = (rate is not None, rate or 0, factor, decay is not None, decay or 0, nesterov)
     return (w, momentum, momentum_e) if call("int_sgd", _sgd, *pointers, *settings) else NotImplemented
-
-
-def tokens_of(x: Tensor) -> tuple[int, ...]:
-    """The shape of a number for each token of x."""
-    return tuple(1 if i == 1 else n for i, n in enumerate(x.shape))
 
 
 def _is_channels(v: Tensor, x: Tensor) -> bool:

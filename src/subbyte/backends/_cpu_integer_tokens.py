@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..numerics import IntFormat
+from ..numerics import IntFormat, token_shape
 from ._cpu_call import are, call
-from ._cpu_integer import shape_of, tokens_of
+from ._cpu_integer import shape_of
 from ._native import INT, INT64, POINTER, function
 
 _SHAPE = (INT64, INT64, INT64)  # outer, channels, inner
@@ -20,7 +20,7 @@ def int_token_shifts(x: Tensor, bits: int, signed: bool):
     if not are(torch.int32, x) or x.ndim < 2:
         return NotImplemented
     x = x.contiguous()
-    needed, largest = torch.zeros(tokens_of(x), dtype=torch.uint8), torch.zeros([1] * x.ndim, dtype=torch.int64)
+    needed, largest = torch.zeros(token_shape(x), dtype=torch.uint8), torch.zeros([1] * x.ndim, dtype=torch.int64)
     operands = (x.data_ptr(), *shape_of(x, True), IntFormat(bits, signed).qmax)
     done = call("int_token_shifts", _shifts, *operands, needed.data_ptr(), largest.data_ptr())
     return (needed, largest) if done else NotImplemented
@@ -32,7 +32,7 @@ def int_quantize_tokens(
     on_cpu = stream is None or stream.device.type == "cpu"
     if not are(torch.int32, x, base) or not are(torch.uint8, needed) or not on_cpu or base.numel() != 1:
         return NotImplemented
-    if x.ndim < 2 or needed.shape != tokens_of(x):
+    if x.ndim < 2 or needed.shape != token_shape(x):
         return NotImplemented
     x, needed, fmt = x.contiguous(), needed.contiguous(), IntFormat(bits, signed)
     codes = torch.empty(x.shape, dtype=fmt.dtype)

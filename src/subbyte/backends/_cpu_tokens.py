@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..numerics import IntFormat, packed_bytes, place_bits, power_of_two, without_common_places
+from ..numerics import IntFormat, packed_bytes, place_bits, power_of_two, token_shape, without_common_places
 from ..qtensor import is_dense
 from ._cpu_call import call, dense_float32, ran, transposition
 from ._cpu_chain import NORM, norm_gradient, norm_operands, norm_relu, pointers
@@ -68,7 +68,7 @@ def pack_tokens(codes: Tensor, bits: int, top: int):
 def _without_common_places(codes: Tensor, top: int) -> tuple[Tensor, Tensor]:
     if not codes.is_contiguous() or codes.ndim < 2:
         return without_common_places(codes, top)
-    small, places = torch.empty_like(codes), torch.empty((codes.shape[0], 1, *codes.shape[2:]), dtype=torch.uint8)
+    small, places = torch.empty_like(codes), torch.empty(token_shape(codes), dtype=torch.uint8)
     operands = (codes.data_ptr(), codes.shape[0], codes.shape[1], math.prod(codes.shape[2:]), top)
     done = call("pack_tokens", _shift, *operands, small.data_ptr(), places.data_ptr())
     return (small, places) if done else without_common_places(codes, top)

@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from .. import integer, ops
 from ..numerics import IntFormat
 from ..ops.quantize import pack_codes, unpack_codes
 from ..qtensor import Inside, QTensor
 from ..quantizers import AbsMax, BlockShiftQuant, Quantizer, ShiftQuant, TokenShiftQuant
+from ..quantizers.block_shift import rows_of_blocks
 from .carrier import IntTensor
 
 CLIPPED_BITS = 4
@@ -171,12 +171,8 @@ def _quantize_tokens(t: IntTensor, form: Form, stream: Tensor | None, memory: Me
 
 
 def _rows(codes: Tensor, block: int) -> Tensor:
-    """A matrix with a row for each block, the last one filled up with zeros; without a block the codes as they are."""
-    if not block:
-        return codes
-    flat = codes.flatten()
-    rest = -flat.numel() % block
-    return (pad(flat, (0, rest)) if rest else flat).view(-1, block)
+    """A matrix with a row for each block; without a block the codes as they are."""
+    return rows_of_blocks(codes, block) if block else codes
 
 
 def _chosen(

@@ -10,18 +10,13 @@ import torch
 from torch import Tensor
 
 from ..integer import right_nearest, right_stochastic, shift_to_fit
-from ..numerics import IntFormat, random_bits16
+from ..numerics import IntFormat, random_bits16, token_shape
 from .dispatch import op, registered
 from .quantize import WHOLE
 
 
-def _tokens(x: Tensor) -> list[int]:
-    """The shape of a number for each token."""
-    return [1 if i == 1 else n for i, n in enumerate(x.shape)]
-
-
 def _shifts_fake(x, bits, signed):
-    return x.new_empty(_tokens(x), dtype=torch.uint8), x.new_empty([1] * x.ndim, dtype=torch.int64)
+    return x.new_empty(token_shape(x), dtype=torch.uint8), x.new_empty([1] * x.ndim, dtype=torch.int64)
 
 
 @op("(Tensor x, int bits, bool signed) -> (Tensor, Tensor)", _shifts_fake)
@@ -30,7 +25,7 @@ def int_token_shifts(x: Tensor, bits: int, signed: bool) -> tuple[Tensor, Tensor
 
     x: int32, |x| <= 2^30, two axes or more. n: uint8, in x's shape with 1 for axis 1; max |x|: int64, one element.
     """
-    size = x.abs().amax(1, keepdim=True) if x.numel() else x.new_zeros(_tokens(x))
+    size = x.abs().amax(1, keepdim=True) if x.numel() else x.new_zeros(token_shape(x))
     return shift_to_fit(size, IntFormat(bits, signed)).to(torch.uint8).contiguous(), registered["int_amax"](x, WHOLE)
 
 

@@ -60,10 +60,6 @@ class BlockShiftQuant(Quantizer):
         """The quantizer of a matrix with a row for each block."""
         return TokenShiftQuant(self.bits, self.signed, self.rounding, self.groups, self.clip)
 
-    def _rows(self, x: Tensor) -> Tensor:
-        flat = x.contiguous().flatten()
-        return pad(flat, (0, -flat.numel() % self.block)).view(-1, self.block)
-
     @property
     def shifts(self) -> bool:
         return self.channel_groups > 1
@@ -77,7 +73,7 @@ class BlockShiftQuant(Quantizer):
 
     def represent(self, x: Tensor, stream: Tensor | None) -> QTensor:
         r, shift = self._channels(x)
-        q = self._of_rows.represent(self._rows(ops.shifted(x, shift)), stream, r)
+        q = self._of_rows.represent(rows_of_blocks(ops.shifted(x, shift), self.block), stream, r)
         codes = q.codes.flatten()[: x.numel()].view(x.shape)
         if not x.is_contiguous():
             codes = torch.empty_like(x, dtype=codes.dtype).copy_(codes)  # in x's memory order
@@ -90,8 +86,15 @@ class BlockShiftQuant(Quantizer):
         return Inside(self.top, self.block) if self.top and whole else None
 
     def groups_used(self, x: Tensor, q: QTensor) -> int:
-        return self._of_rows.groups_used(self._rows(ops.shifted(x, self._channels(x)[1])), q)
+        return self._of_rows.groups_used(rows_of_blocks(ops.shifted(x, self._channels(x)[1]), self.block), q)
 
     def details(self) -> str:
         more = of_channels(self.channel_groups, self.channels_apart)
         return and_clip(f"{self.groups} groups of blocks of {self.block}{more}", self.clip)
+
+
+def rows_of_blocks(x: Tensor, block: int) -> Tensor:
+    """A matrix with a row for each block of x in row-major order, the last one filled up with zeros."""
+    flat = x.contiguous().flatten()
+    rest = -flat.numel() % block
+    return (pad(flat, (0, rest)) if rest else flat).view(-1, block)
