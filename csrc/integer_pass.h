@@ -38,6 +38,8 @@ struct IntegerPassKernels {
 
     // best = max(best, |x|)
     void (*largest_each)(const i32* x, i64 n, i32* best);
+    // needed = the smallest s >= 0 with largest <= high 2^s; high = 2^m - 1, m <= 8, 0 <= largest <= 2^30
+    void (*shifts)(const i32* largest, i64 n, i32 high, u8* needed);
     // codes = clamp(x / 2^s, low, high) 2^(s - shift.least), s = shift_of(needed), half to even
     void (*nearest_each)(
         const i32* x, i64 n, const u8* needed, const TokenShift& shift, i32 low, i32 high, i8* codes);

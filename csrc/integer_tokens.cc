@@ -66,11 +66,9 @@ SB_EXPORT const char* sb_int_token_shifts(
                 kernel.table->largest_each(x + (sample * channels + c) * inner + first, n, best);
         else
             for (i64 t = 0; t < n; ++t) best[t] = kernel.table->largest(x + (first + t) * channels, channels, 0);
+        kernel.table->shifts(best, n, high, needed + sample * inner + first);
         i32& most = found[static_cast<size_t>(worker)];
-        for (i64 t = 0; t < n; ++t) {
-            needed[sample * inner + first + t] = static_cast<u8>(shift_below(best[t], high));
-            most = std::max(most, best[t]);
-        }
+        most = kernel.table->largest(best, n, most);
     });
     *largest = *std::max_element(found.begin(), found.end());
     return kernel.name;

@@ -29,8 +29,15 @@ def _tensors(big: int) -> list[Tensor]:
     return [image, image.mT, *matrices, _sums(4, 3 * big).T, _sums(2, 3, 1100 * big), image[:, :1], image[:0]]
 
 
+def _edges() -> Tensor:
+    """A token each for 2^a - 2^b and what is next to it: the largest that a shift has room for, and one too many."""
+    runs = torch.tensor([(1 << a) - (1 << b) for a in range(31) for b in range(a + 1)])
+    return (runs.view(-1, 1) + torch.tensor([-1, 0, 1])).clamp(0, 1 << 30).view(-1, 1).to(torch.int32)
+
+
 def int_token_shifts(big: int) -> list[tuple]:
-    return [(x, *f) for x in _tensors(big) for f in FORMATS] + [(_tensors(1)[0][:, :, :0], 4, True)]
+    tensors = [*_tensors(big), _edges(), _edges().view(1, 1, -1)]
+    return [(x, *f) for x in tensors for f in FORMATS] + [(_tensors(1)[0][:, :, :0], 4, True)]
 
 
 def int_quantize_tokens(big: int) -> list[tuple]:
