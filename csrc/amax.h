@@ -11,5 +11,6 @@ struct AmaxKernels {
     // m[c] = max(m[c], bits of |x[r * columns + c]|) over all rows
     void (*columns)(const float* x, i64 rows, i64 columns, i32* m);
 };
+inline constexpr const char* kAmaxOps[] = {"amax"};
 
 }  // namespace sb

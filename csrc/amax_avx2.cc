@@ -16,7 +16,6 @@ namespace {
 SB_TARGET_END
 
 namespace sb::avx2 {
-static const AmaxKernels kernels{run, columns};
-static const Register registered{"amax", Isa::avx2, "amax_avx2", &kernels};
+static const Register registered{kAmaxOps, Isa::avx2, "", &kernels};
 }  // namespace sb::avx2
 #endif

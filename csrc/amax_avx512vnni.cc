@@ -16,7 +16,6 @@ namespace {
 SB_TARGET_END
 
 namespace sb::avx512vnni {
-static const AmaxKernels kernels{run, columns};
-static const Register registered{"amax", Isa::avx512vnni, "amax_avx512vnni", &kernels};
+static const Register registered{kAmaxOps, Isa::avx512vnni, "", &kernels};
 }  // namespace sb::avx512vnni
 #endif

@@ -13,7 +13,6 @@ namespace {
 #include "amax.inc"
 }  // namespace
 
-static const AmaxKernels kernels{run, columns};
-static const Register registered{"amax", Isa::neon, "amax_neon", &kernels};
+static const Register registered{kAmaxOps, Isa::neon, "", &kernels};
 }  // namespace sb::neon
 #endif

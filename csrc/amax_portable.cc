@@ -7,7 +7,6 @@ namespace {
 #define SB_W 4
 #include "simd.inc"
 #include "amax.inc"
-const AmaxKernels kernels{run, columns};
-const Register registered{"amax", Isa::portable, "amax_portable", &kernels};
+const Register registered{kAmaxOps, Isa::portable, "", &kernels};
 }  // namespace
 }  // namespace sb::portable

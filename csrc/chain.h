@@ -73,5 +73,9 @@ struct ChainKernels {
     // x += h, the h of relu_grad
     void (*relu_grad_add)(const float* g, const u8* mask, i64 n, float* x);
 };
+// The ops whose passes these are.
+inline constexpr const char* kChainOps[] = {
+    "norm_relu", "norm_relu_codes", "norm_relu_tokens", "relu_grad", "relu_grad_quantize", "norm_grad_sums",
+    "chain_norm", "chain_norm_grad", "norm_grad_codes", "norm_grad_amax", "norm_grad_tokens", "quantize_tokens"};
 
 }  // namespace sb

@@ -20,29 +20,6 @@ namespace {
 SB_TARGET_END
 
 namespace sb::avx512vnni {
-static const ChainKernels kernels{
-    norm_relu, norm_relu_codes, relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_codes, norm_grad_floats,
-    token_codes, relu_grad_add};
-static const Register registered_norm_relu{"norm_relu", Isa::avx512vnni, "norm_relu_avx512vnni", &kernels};
-static const Register registered_norm_relu_codes{
-    "norm_relu_codes", Isa::avx512vnni, "norm_relu_codes_avx512vnni", &kernels};
-static const Register registered_norm_relu_tokens{
-    "norm_relu_tokens", Isa::avx512vnni, "norm_relu_tokens_avx512vnni", &kernels};
-static const Register registered_relu_grad{"relu_grad", Isa::avx512vnni, "relu_grad_avx512vnni", &kernels};
-static const Register registered_relu_grad_quantize{
-    "relu_grad_quantize", Isa::avx512vnni, "relu_grad_quantize_avx512vnni", &kernels};
-static const Register registered_norm_grad_sums{
-    "norm_grad_sums", Isa::avx512vnni, "norm_grad_sums_avx512vnni", &kernels};
-static const Register registered_chain_norm{"chain_norm", Isa::avx512vnni, "chain_norm_avx512vnni", &kernels};
-static const Register registered_chain_norm_grad{
-    "chain_norm_grad", Isa::avx512vnni, "chain_norm_grad_avx512vnni", &kernels};
-static const Register registered_norm_grad_codes{
-    "norm_grad_codes", Isa::avx512vnni, "norm_grad_codes_avx512vnni", &kernels};
-static const Register registered_norm_grad_amax{
-    "norm_grad_amax", Isa::avx512vnni, "norm_grad_amax_avx512vnni", &kernels};
-static const Register registered_norm_grad_tokens{
-    "norm_grad_tokens", Isa::avx512vnni, "norm_grad_tokens_avx512vnni", &kernels};
-static const Register registered_quantize_tokens{
-    "quantize_tokens", Isa::avx512vnni, "quantize_tokens_avx512vnni", &kernels};
+static const Register registered{kChainOps, Isa::avx512vnni, "", &kernels};
 }  // namespace sb::avx512vnni
 #endif

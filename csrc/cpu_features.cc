@@ -2,6 +2,7 @@
 #include "cpu_features.h"
 
 #include <atomic>
+#include <cstdio>
 #include <cstring>
 
 #if SB_X86
@@ -66,6 +67,7 @@ struct Entry {
     const char* op;
     Isa isa;
     Kernel kernel;
+    char name[80];
 };
 
 // Plain storage: registration runs before main, in any order of the files, so nothing here may have a constructor.
@@ -79,9 +81,13 @@ std::atomic<int> generation{0};
 
 }  // namespace
 
-Register::Register(const char* op, Isa isa, const char* name, const void* table) {
+void Register::add(const char* op, Isa isa, const char* operands, const void* table) {
     if (entry_count == kMaxEntries) __builtin_trap();
-    entries[entry_count++] = {op, isa, {name, table}};
+    Entry& e = entries[entry_count++];
+    const int length = std::snprintf(
+        e.name, sizeof e.name, "%s%s%s_%s", op, *operands ? "_" : "", operands, kIsas[static_cast<int>(isa)].name);
+    if (length >= static_cast<int>(sizeof e.name)) __builtin_trap();
+    e.op = op, e.isa = isa, e.kernel = {e.name, table};
 }
 
 const Kernel& best_kernel(const char* op) {

@@ -1,7 +1,7 @@
 // Which instruction sets this machine has, and which kernel of an op that makes the best one.
 //
-// A kernel file registers what it holds under (op, ISA); nothing else in the library lists kernels:
-//     static const sb::Register r{"amax", sb::Isa::avx2, "amax_avx2", &table};
+// A kernel file registers what it holds under (op, ISA); nothing else in the library lists them:
+//     static const sb::Register r{{"amax"}, sb::Isa::avx2, "", &table};
 // and the entry point of the op asks for the best one that the machine, or a forced ISA, admits:
 //     static sb::Op<AmaxKernels> op{"amax"};   ...   const auto kernel = op.best();   kernel.table->run(...)
 // An ISA without a kernel of its own takes the next lower one.
@@ -18,8 +18,16 @@ namespace sb {
 enum class Isa : int { portable, neon, neondot, avx2, avxvnni, avx512vnni };
 constexpr int kIsaCount = 6;
 
+// One table of an ISA for one or several ops. A kernel is named for its op, its operands and tile where they are given,
+// and its ISA: conv2d_s16s16s32_6x16_avx2, amax_avx2.
 struct Register {
-    Register(const char* op, Isa isa, const char* name, const void* table);
+    template <int ops>
+    Register(const char* const (&op)[ops], Isa isa, const char* operands, const void* table) {
+        for (const char* each : op) add(each, isa, operands, table);
+    }
+
+private:
+    static void add(const char* op, Isa isa, const char* operands, const void* table);
 };
 
 struct Kernel {

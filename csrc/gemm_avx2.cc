@@ -35,24 +35,12 @@ SB_TARGET_END
 
 namespace sb::avx2 {
 static constexpr ProductKernels kernels = product_kernels();
-static const Register gemm{"gemm", Isa::avx2, "gemm_s16s16s32_6x16_avx2", &kernels};
-static const Register conv{"conv2d", Isa::avx2, "conv2d_s16s16s32_6x16_avx2", &kernels};
-static const Register grad_input{"conv2d_grad_input", Isa::avx2, "conv2d_grad_input_s16s16s32_6x16_avx2", &kernels};
-static const Register grad_weight{"conv2d_grad_weight", Isa::avx2, "conv2d_grad_weight_s16s16s32_6x16_avx2", &kernels};
-static const Register planes{"conv2d_planes", Isa::avx2, "conv2d_planes_s32_avx2", &kernels};
-static const Register planes_input{"conv2d_planes_grad_input", Isa::avx2, "conv2d_planes_grad_input_s32_avx2",
-                                   &kernels};
-static const Register planes_weight{"conv2d_planes_grad_weight", Isa::avx2, "conv2d_planes_grad_weight_s32_avx2",
-                                    &kernels};
+static const Register products{kProductOps, Isa::avx2, "s16s16s32_6x16", &kernels};
+static const Register planes{kPlaneOps, Isa::avx2, "s32", &kernels};
 }  // namespace sb::avx2
 
 namespace sb::avx2::few_bits {
 static constexpr ProductKernels kernels = product_kernels();
-static const Register gemm{"gemm_few_bits", Isa::avx2, "gemm_few_bits_u8s8s16_6x16_avx2", &kernels};
-static const Register conv{"conv2d_few_bits", Isa::avx2, "conv2d_few_bits_u8s8s16_6x16_avx2", &kernels};
-static const Register grad_input{"conv2d_few_bits_grad_input", Isa::avx2,
-                                 "conv2d_few_bits_grad_input_u8s8s16_6x16_avx2", &kernels};
-static const Register grad_weight{"conv2d_few_bits_grad_weight", Isa::avx2,
-                                  "conv2d_few_bits_grad_weight_u8s8s16_6x16_avx2", &kernels};
+static const Register products{kFewBitsOps, Isa::avx2, "u8s8s16_6x16", &kernels};
 }  // namespace sb::avx2::few_bits
 #endif

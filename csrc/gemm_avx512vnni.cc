@@ -25,19 +25,8 @@ SB_TARGET_END
 
 namespace sb::avx512vnni {
 static constexpr ProductKernels kernels = product_kernels();
-static const Register gemm{"gemm", Isa::avx512vnni, "gemm_u8s8s32_12x32_avx512vnni", &kernels};
-static const Register conv{"conv2d", Isa::avx512vnni, "conv2d_u8s8s32_12x32_avx512vnni", &kernels};
-static const Register grad_input{"conv2d_grad_input", Isa::avx512vnni, "conv2d_grad_input_u8s8s32_12x32_avx512vnni",
-                                 &kernels};
-static const Register winograd{"conv2d_winograd", Isa::avx512vnni, "conv2d_winograd_u8s8s32_12x32_avx512vnni", &kernels};
-static const Register winograd_input_{"conv2d_winograd_grad_input", Isa::avx512vnni,
-                                      "conv2d_winograd_grad_input_u8s8s32_12x32_avx512vnni", &kernels};
-static const Register grad_weight{"conv2d_grad_weight", Isa::avx512vnni, "conv2d_grad_weight_u8s8s32_12x32_avx512vnni",
-                                  &kernels};
-static const Register planes{"conv2d_planes", Isa::avx512vnni, "conv2d_planes_s32_avx512vnni", &kernels};
-static const Register planes_input{"conv2d_planes_grad_input", Isa::avx512vnni,
-                                   "conv2d_planes_grad_input_s32_avx512vnni", &kernels};
-static const Register planes_weight{"conv2d_planes_grad_weight", Isa::avx512vnni,
-                                    "conv2d_planes_grad_weight_s32_avx512vnni", &kernels};
+static const Register products{kProductOps, Isa::avx512vnni, "u8s8s32_12x32", &kernels};
+static const Register winograd{kWinogradOps, Isa::avx512vnni, "u8s8s32_12x32", &kernels};
+static const Register planes{kPlaneOps, Isa::avx512vnni, "s32", &kernels};
 }  // namespace sb::avx512vnni
 #endif

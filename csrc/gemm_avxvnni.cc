@@ -23,13 +23,7 @@ SB_TARGET_END
 
 namespace sb::avxvnni {
 static constexpr ProductKernels kernels = product_kernels();
-static const Register gemm{"gemm", Isa::avxvnni, "gemm_u8s8s32_6x16_avxvnni", &kernels};
-static const Register conv{"conv2d", Isa::avxvnni, "conv2d_u8s8s32_6x16_avxvnni", &kernels};
-static const Register grad_input{"conv2d_grad_input", Isa::avxvnni, "conv2d_grad_input_u8s8s32_6x16_avxvnni", &kernels};
-static const Register winograd{"conv2d_winograd", Isa::avxvnni, "conv2d_winograd_u8s8s32_6x16_avxvnni", &kernels};
-static const Register winograd_input_{"conv2d_winograd_grad_input", Isa::avxvnni,
-                                      "conv2d_winograd_grad_input_u8s8s32_6x16_avxvnni", &kernels};
-static const Register grad_weight{"conv2d_grad_weight", Isa::avxvnni, "conv2d_grad_weight_u8s8s32_6x16_avxvnni",
-                                  &kernels};
+static const Register products{kProductOps, Isa::avxvnni, "u8s8s32_6x16", &kernels};
+static const Register winograd{kWinogradOps, Isa::avxvnni, "u8s8s32_6x16", &kernels};
 }  // namespace sb::avxvnni
 #endif

@@ -119,5 +119,11 @@ struct ProductKernels {
     bool bytes() const { return per_word == 4; }
     bool streams() const { return SB_X86 && 4 * lanes == kLine; }  // does a tile that is told to?
 };
+// The ops that a table makes: products; convolutions by Winograd, of bytes only; depthwise ones, in words; few bits.
+inline constexpr const char* kProductOps[] = {"gemm", "conv2d", "conv2d_grad_input", "conv2d_grad_weight"};
+inline constexpr const char* kWinogradOps[] = {"conv2d_winograd", "conv2d_winograd_grad_input"};
+inline constexpr const char* kPlaneOps[] = {"conv2d_planes", "conv2d_planes_grad_input", "conv2d_planes_grad_weight"};
+inline constexpr const char* kFewBitsOps[] = {
+    "gemm_few_bits", "conv2d_few_bits", "conv2d_few_bits_grad_input", "conv2d_few_bits_grad_weight"};
 
 }  // namespace sb

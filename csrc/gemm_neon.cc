@@ -20,14 +20,7 @@ namespace {
 }  // namespace
 
 static constexpr ProductKernels kernels = product_kernels();
-static const Register gemm{"gemm", Isa::neon, "gemm_s16s16s32_8x8_neon", &kernels};
-static const Register conv{"conv2d", Isa::neon, "conv2d_s16s16s32_8x8_neon", &kernels};
-static const Register grad_input{"conv2d_grad_input", Isa::neon, "conv2d_grad_input_s16s16s32_8x8_neon", &kernels};
-static const Register grad_weight{"conv2d_grad_weight", Isa::neon, "conv2d_grad_weight_s16s16s32_8x8_neon", &kernels};
-static const Register planes{"conv2d_planes", Isa::neon, "conv2d_planes_s32_neon", &kernels};
-static const Register planes_input{"conv2d_planes_grad_input", Isa::neon, "conv2d_planes_grad_input_s32_neon",
-                                   &kernels};
-static const Register planes_weight{"conv2d_planes_grad_weight", Isa::neon, "conv2d_planes_grad_weight_s32_neon",
-                                    &kernels};
+static const Register products{kProductOps, Isa::neon, "s16s16s32_8x8", &kernels};
+static const Register planes{kPlaneOps, Isa::neon, "s32", &kernels};
 }  // namespace sb::neon
 #endif

@@ -24,13 +24,7 @@ SB_TARGET_END
 
 namespace sb::neondot {
 static constexpr ProductKernels kernels = product_kernels();
-static const Register gemm{"gemm", Isa::neondot, "gemm_s8s8s32_8x8_neondot", &kernels};
-static const Register conv{"conv2d", Isa::neondot, "conv2d_s8s8s32_8x8_neondot", &kernels};
-static const Register grad_input{"conv2d_grad_input", Isa::neondot, "conv2d_grad_input_s8s8s32_8x8_neondot", &kernels};
-static const Register winograd{"conv2d_winograd", Isa::neondot, "conv2d_winograd_s8s8s32_8x8_neondot", &kernels};
-static const Register winograd_input_{"conv2d_winograd_grad_input", Isa::neondot,
-                                      "conv2d_winograd_grad_input_s8s8s32_8x8_neondot", &kernels};
-static const Register grad_weight{"conv2d_grad_weight", Isa::neondot, "conv2d_grad_weight_s8s8s32_8x8_neondot",
-                                  &kernels};
+static const Register products{kProductOps, Isa::neondot, "s8s8s32_8x8", &kernels};
+static const Register winograd{kWinogradOps, Isa::neondot, "s8s8s32_8x8", &kernels};
 }  // namespace sb::neondot
 #endif

@@ -19,15 +19,6 @@ namespace {
 }  // namespace
 
 static constexpr ProductKernels kernels = product_kernels();
-static const Register gemm{"gemm", Isa::portable, "gemm_s16s16s32_4x8_portable", &kernels};
-static const Register conv{"conv2d", Isa::portable, "conv2d_s16s16s32_4x8_portable", &kernels};
-static const Register grad_input{"conv2d_grad_input", Isa::portable, "conv2d_grad_input_s16s16s32_4x8_portable",
-                                 &kernels};
-static const Register grad_weight{"conv2d_grad_weight", Isa::portable, "conv2d_grad_weight_s16s16s32_4x8_portable",
-                                  &kernels};
-static const Register planes{"conv2d_planes", Isa::portable, "conv2d_planes_s32_portable", &kernels};
-static const Register planes_input{"conv2d_planes_grad_input", Isa::portable, "conv2d_planes_grad_input_s32_portable",
-                                   &kernels};
-static const Register planes_weight{"conv2d_planes_grad_weight", Isa::portable,
-                                    "conv2d_planes_grad_weight_s32_portable", &kernels};
+static const Register products{kProductOps, Isa::portable, "s16s16s32_4x8", &kernels};
+static const Register planes{kPlaneOps, Isa::portable, "s32", &kernels};
 }  // namespace sb::portable

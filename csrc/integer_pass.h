@@ -60,5 +60,6 @@ struct IntegerPassKernels {
     void (*floats)(const i32* v, i64 n, int drop, const FloatScale& scale, float* y);
     void (*floats_wide)(const i64* v, i64 n, int drop, const FloatScale& scale, float* y);
 };
+inline constexpr const char* kIntegerPassOps[] = {"integer_pass"};
 
 }  // namespace sb

@@ -14,11 +14,7 @@ namespace {
 SB_TARGET_END
 
 namespace sb::avx2 {
-static const IntegerPassKernels kernels{largest, nearest_codes, stochastic, norm_grad, add, add_value, relu,
-    relu_grad, largest_each, shifts, nearest_each, stochastic_each, squared_error, exponent, codes, largest_wide,
-    floats, floats_wide};
-static const Register registered_integer_pass{"integer_pass", Isa::avx2, "integer_pass_avx2", &kernels};
-static const IntegerSgdKernels sgd{sums, momentum, weights};
-static const Register registered_int_sgd{"int_sgd", Isa::avx2, "int_sgd_avx2", &sgd};
+static const Register registered{kIntegerPassOps, Isa::avx2, "", &kernels};
+static const Register registered_sgd{kIntegerSgdOps, Isa::avx2, "", &sgd_kernels};
 }  // namespace sb::avx2
 #endif

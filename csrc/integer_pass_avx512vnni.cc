@@ -14,11 +14,7 @@ namespace {
 SB_TARGET_END
 
 namespace sb::avx512vnni {
-static const IntegerPassKernels kernels{largest, nearest_codes, stochastic, norm_grad, add, add_value, relu,
-    relu_grad, largest_each, shifts, nearest_each, stochastic_each, squared_error, exponent, codes, largest_wide,
-    floats, floats_wide};
-static const Register registered_integer_pass{"integer_pass", Isa::avx512vnni, "integer_pass_avx512vnni", &kernels};
-static const IntegerSgdKernels sgd{sums, momentum, weights};
-static const Register registered_int_sgd{"int_sgd", Isa::avx512vnni, "int_sgd_avx512vnni", &sgd};
+static const Register registered{kIntegerPassOps, Isa::avx512vnni, "", &kernels};
+static const Register registered_sgd{kIntegerSgdOps, Isa::avx512vnni, "", &sgd_kernels};
 }  // namespace sb::avx512vnni
 #endif

@@ -38,6 +38,7 @@ struct IntegerSgdKernels {
     // w from its sums
     void (*weights)(const SgdStep& s, const float* g, const i16* v, const u16* r, i64 n, float* w);
 };
+inline constexpr const char* kIntegerSgdOps[] = {"int_sgd"};
 
 constexpr int kCodeBits = 16;
 constexpr i32 kCodeTop = (1 << (kCodeBits - 1)) - 1;

@@ -9,8 +9,8 @@ namespace sb {
 namespace {
 
 constexpr i64 kBlock = 1 << 16;  // codes in a task
-constexpr char kName[] = "narrow_codes_portable";
-const Register registered{"narrow_codes", Isa::portable, kName, nullptr};
+constexpr const char* kOps[] = {"narrow_codes"};
+const Register registered{kOps, Isa::portable, "", nullptr};
 
 template <class Code>
 void narrow(const Code* codes, i64 n, int drop, i16 low, i16 high, Code* out) {
@@ -38,5 +38,5 @@ SB_EXPORT const char* sb_narrow_codes(
         else
             narrow(static_cast<const u8*>(codes) + begin, count, drop, lo, hi, static_cast<u8*>(out) + begin);
     });
-    return kName;
+    return "narrow_codes_portable";
 }

@@ -30,6 +30,8 @@ struct NormPassKernels {
         const i8* g, const i8* k, Lane<i32> gamma, Lane<float> a, Lane<float> u, Lane<float> v, Lane<float> t, bool l2,
         i64 n, float* dx);
 };
+// The ops whose passes these are.
+inline constexpr const char* kNormPassOps[] = {"norm_apply", "norm_forward", "norm_backward", "norm_grad_apply"};
 
 // Sums over the rows of a dense (rows, columns) matrix of codes, added to what stands in arrays of `columns` numbers.
 // Codes are bytes; those of an unsigned format are moved by 128 into signed ones: code = byte ^ flip, flip 0 or 128.
@@ -52,6 +54,8 @@ struct NormSumKernels {
     // sum gamma g, sum gamma g k, sum sign(k), to three numbers
     void (*grad_row)(const i8* g, const i8* k, const i16* gamma, i64 n, i64* sums);
 };
+// The ops whose passes these are.
+inline constexpr const char* kNormSumOps[] = {"norm_stats", "norm_stats_uncentred", "norm_grad_stats"};
 static_assert(kMaxRows * 128 * 128 <= INT32_MAX, "the bound of `grad` and `squares`");
 
 // A value for each index of an axis: element i takes value (i / inner) % channels.

@@ -19,10 +19,6 @@ namespace {
 SB_TARGET_END
 
 namespace sb::avx2 {
-static const NormPassKernels kernels{apply_signed, apply_unsigned, grad_apply};
-static const Register registered_norm_apply{"norm_apply", Isa::avx2, "norm_apply_avx2", &kernels};
-static const Register registered_norm_forward{"norm_forward", Isa::avx2, "norm_forward_avx2", &kernels};
-static const Register registered_norm_backward{"norm_backward", Isa::avx2, "norm_backward_avx2", &kernels};
-static const Register registered_norm_grad_apply{"norm_grad_apply", Isa::avx2, "norm_grad_apply_avx2", &kernels};
+static const Register registered{kNormPassOps, Isa::avx2, "", &kernels};
 }  // namespace sb::avx2
 #endif

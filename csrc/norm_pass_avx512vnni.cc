@@ -19,11 +19,6 @@ namespace {
 SB_TARGET_END
 
 namespace sb::avx512vnni {
-static const NormPassKernels kernels{apply_signed, apply_unsigned, grad_apply};
-static const Register registered_norm_apply{"norm_apply", Isa::avx512vnni, "norm_apply_avx512vnni", &kernels};
-static const Register registered_norm_forward{"norm_forward", Isa::avx512vnni, "norm_forward_avx512vnni", &kernels};
-static const Register registered_norm_backward{"norm_backward", Isa::avx512vnni, "norm_backward_avx512vnni", &kernels};
-static const Register registered_norm_grad_apply{
-    "norm_grad_apply", Isa::avx512vnni, "norm_grad_apply_avx512vnni", &kernels};
+static const Register registered{kNormPassOps, Isa::avx512vnni, "", &kernels};
 }  // namespace sb::avx512vnni
 #endif

@@ -16,10 +16,6 @@ namespace {
 #include "norm_pass.inc"
 }  // namespace
 
-static const NormPassKernels kernels{apply_signed, apply_unsigned, grad_apply};
-static const Register registered_norm_apply{"norm_apply", Isa::neon, "norm_apply_neon", &kernels};
-static const Register registered_norm_forward{"norm_forward", Isa::neon, "norm_forward_neon", &kernels};
-static const Register registered_norm_backward{"norm_backward", Isa::neon, "norm_backward_neon", &kernels};
-static const Register registered_norm_grad_apply{"norm_grad_apply", Isa::neon, "norm_grad_apply_neon", &kernels};
+static const Register registered{kNormPassOps, Isa::neon, "", &kernels};
 }  // namespace sb::neon
 #endif

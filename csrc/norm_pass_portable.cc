@@ -10,10 +10,6 @@ namespace {
 #include "rounding.inc"
 #include "norm_step.inc"
 #include "norm_pass.inc"
-const NormPassKernels kernels{apply_signed, apply_unsigned, grad_apply};
-const Register registered_norm_apply{"norm_apply", Isa::portable, "norm_apply_portable", &kernels};
-const Register registered_norm_forward{"norm_forward", Isa::portable, "norm_forward_portable", &kernels};
-const Register registered_norm_backward{"norm_backward", Isa::portable, "norm_backward_portable", &kernels};
-const Register registered_norm_grad_apply{"norm_grad_apply", Isa::portable, "norm_grad_apply_portable", &kernels};
+const Register registered{kNormPassOps, Isa::portable, "", &kernels};
 }  // namespace
 }  // namespace sb::portable

@@ -17,11 +17,6 @@ namespace {
 SB_TARGET_END
 
 namespace sb::avx2 {
-static const NormSumKernels kernels{
-    moments, above, squares, grad, row_moments, row_above, row_squares, grad_row};
-static const Register registered_norm_stats{"norm_stats", Isa::avx2, "norm_stats_avx2", &kernels};
-static const Register registered_norm_stats_uncentred{
-    "norm_stats_uncentred", Isa::avx2, "norm_stats_uncentred_avx2", &kernels};
-static const Register registered_norm_grad_stats{"norm_grad_stats", Isa::avx2, "norm_grad_stats_avx2", &kernels};
+static const Register registered{kNormSumOps, Isa::avx2, "", &kernels};
 }  // namespace sb::avx2
 #endif

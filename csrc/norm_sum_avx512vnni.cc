@@ -17,12 +17,6 @@ namespace {
 SB_TARGET_END
 
 namespace sb::avx512vnni {
-static const NormSumKernels kernels{
-    moments, above, squares, grad, row_moments, row_above, row_squares, grad_row};
-static const Register registered_norm_stats{"norm_stats", Isa::avx512vnni, "norm_stats_avx512vnni", &kernels};
-static const Register registered_norm_stats_uncentred{
-    "norm_stats_uncentred", Isa::avx512vnni, "norm_stats_uncentred_avx512vnni", &kernels};
-static const Register registered_norm_grad_stats{
-    "norm_grad_stats", Isa::avx512vnni, "norm_grad_stats_avx512vnni", &kernels};
+static const Register registered{kNormSumOps, Isa::avx512vnni, "", &kernels};
 }  // namespace sb::avx512vnni
 #endif

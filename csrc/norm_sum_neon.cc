@@ -14,11 +14,6 @@ namespace {
 #include "norm_sum.inc"
 }  // namespace
 
-static const NormSumKernels kernels{
-    moments, above, squares, grad, row_moments, row_above, row_squares, grad_row};
-static const Register registered_norm_stats{"norm_stats", Isa::neon, "norm_stats_neon", &kernels};
-static const Register registered_norm_stats_uncentred{
-    "norm_stats_uncentred", Isa::neon, "norm_stats_uncentred_neon", &kernels};
-static const Register registered_norm_grad_stats{"norm_grad_stats", Isa::neon, "norm_grad_stats_neon", &kernels};
+static const Register registered{kNormSumOps, Isa::neon, "", &kernels};
 }  // namespace sb::neon
 #endif

@@ -13,6 +13,8 @@ struct PackKernels {
     void (*pack)(const u8* codes, i64 groups, int bits, u8* packed);
     void (*unpack)(const u8* packed, i64 groups, int bits, bool is_signed, u8* codes);
 };
+// The ops whose passes these are.
+inline constexpr const char* kPackOps[] = {"pack_codes", "unpack_codes", "pack_tokens", "unpack_tokens"};
 
 constexpr i64 packed_bytes(i64 n, int bits) { return ceil_div<i64>(n * bits, 8); }
 

@@ -22,10 +22,6 @@ SB_TARGET_END
 
 namespace sb::avx2 {
 static const PackKernels kernels{pack, unpack};
-static const Register registered_pack{"pack_codes", Isa::avx2, "pack_codes_avx2", &kernels};
-static const Register registered_unpack{"unpack_codes", Isa::avx2, "unpack_codes_avx2", &kernels};
-static const Register registered_tokens{"pack_tokens", Isa::avx2, "pack_tokens_avx2", &kernels};
-static const Register registered_unpack_tokens{
-    "unpack_tokens", Isa::avx2, "unpack_tokens_avx2", &kernels};
+static const Register registered{kPackOps, Isa::avx2, "", &kernels};
 }  // namespace sb::avx2
 #endif

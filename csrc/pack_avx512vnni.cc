@@ -134,10 +134,6 @@ SB_TARGET_END
 
 namespace sb::avx512vnni {
 static const PackKernels kernels{pack, unpack};
-static const Register registered_pack{"pack_codes", Isa::avx512vnni, "pack_codes_avx512vnni", &kernels};
-static const Register registered_unpack{"unpack_codes", Isa::avx512vnni, "unpack_codes_avx512vnni", &kernels};
-static const Register registered_tokens{"pack_tokens", Isa::avx512vnni, "pack_tokens_avx512vnni", &kernels};
-static const Register registered_unpack_tokens{
-    "unpack_tokens", Isa::avx512vnni, "unpack_tokens_avx512vnni", &kernels};
+static const Register registered{kPackOps, Isa::avx512vnni, "", &kernels};
 }  // namespace sb::avx512vnni
 #endif

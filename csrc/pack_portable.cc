@@ -38,11 +38,7 @@ SB_INLINE u64 spread(u64 dense) {
 
 #include "pack.inc"
 const PackKernels kernels{pack, unpack};
-const Register registered_pack{"pack_codes", Isa::portable, "pack_codes_portable", &kernels};
-const Register registered_unpack{"unpack_codes", Isa::portable, "unpack_codes_portable", &kernels};
-const Register registered_tokens{"pack_tokens", Isa::portable, "pack_tokens_portable", &kernels};
-const Register registered_unpack_tokens{
-    "unpack_tokens", Isa::portable, "unpack_tokens_portable", &kernels};
+const Register registered{kPackOps, Isa::portable, "", &kernels};
 
 }  // namespace
 }  // namespace sb::portable

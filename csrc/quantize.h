@@ -20,5 +20,7 @@ struct QuantizeKernels {
     void (*drawn)(
         const float* x, Lane<float> inv, float low, float high, u64 stream, u64 first, i64 n, i8* codes);
 };
+// The ops whose passes these are.
+inline constexpr const char* kQuantizeOps[] = {"quantize_nearest", "quantize_sr"};
 
 }  // namespace sb

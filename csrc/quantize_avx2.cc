@@ -17,8 +17,6 @@ namespace {
 SB_TARGET_END
 
 namespace sb::avx2 {
-static const QuantizeKernels kernels{random_run, random_pixels, nearest, stochastic, drawn};
-static const Register registered_quantize_nearest{"quantize_nearest", Isa::avx2, "quantize_nearest_avx2", &kernels};
-static const Register registered_quantize_sr{"quantize_sr", Isa::avx2, "quantize_sr_avx2", &kernels};
+static const Register registered{kQuantizeOps, Isa::avx2, "", &kernels};
 }  // namespace sb::avx2
 #endif

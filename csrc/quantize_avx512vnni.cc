@@ -17,9 +17,6 @@ namespace {
 SB_TARGET_END
 
 namespace sb::avx512vnni {
-static const QuantizeKernels kernels{random_run, random_pixels, nearest, stochastic, drawn};
-static const Register registered_quantize_nearest{
-    "quantize_nearest", Isa::avx512vnni, "quantize_nearest_avx512vnni", &kernels};
-static const Register registered_quantize_sr{"quantize_sr", Isa::avx512vnni, "quantize_sr_avx512vnni", &kernels};
+static const Register registered{kQuantizeOps, Isa::avx512vnni, "", &kernels};
 }  // namespace sb::avx512vnni
 #endif

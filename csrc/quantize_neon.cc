@@ -14,8 +14,6 @@ namespace {
 #include "quantize.inc"
 }  // namespace
 
-static const QuantizeKernels kernels{random_run, random_pixels, nearest, stochastic, drawn};
-static const Register registered_quantize_nearest{"quantize_nearest", Isa::neon, "quantize_nearest_neon", &kernels};
-static const Register registered_quantize_sr{"quantize_sr", Isa::neon, "quantize_sr_neon", &kernels};
+static const Register registered{kQuantizeOps, Isa::neon, "", &kernels};
 }  // namespace sb::neon
 #endif
