@@ -65,7 +65,9 @@ void lookup_run(const u8* __restrict codes, u8 flip, const To* __restrict row, i
 template <class To>
 void lookup(const u8* codes, u8 flip, const To* table, const Shape& shape, To* out, int threads) {
     shape.blocks(threads, [&](i64 begin, i64 end, int) {
-        shape.runs(begin, end, [&](i64 at, i64 n, i64 c) { lookup_run(codes + at, flip, table + 256 * c, n, out + at); });
+        shape.runs(begin, end, [&](i64 at, i64 n, i64 c) {
+            lookup_run(codes + at, flip, table + 256 * c, n, out + at);
+        });
     });
 }
 
