@@ -10,7 +10,7 @@ from subbyte.quantizers import AbsMax, BlockShiftQuant, TokenShiftQuant
 from subbyte.scheme import RECIPES, NormScheme, Scheme
 from subbyte.study import Column, Run, Study, training
 
-from .resnet_cifar10 import GROUPS, WHOLE, changed
+from .resnet_cifar10 import GROUPS, changed
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class Config:
 
 EXPECTED = ()
 """None: each variant is reported whether or not it helps."""
+
+WHOLE = AbsMax(4, clip=0.5)
+"""What int4 had for activations before it had tokens."""
 
 
 def schemes() -> dict[str, Scheme]:

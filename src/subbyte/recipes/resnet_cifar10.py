@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from subbyte.quantizers import AbsMax, ShiftQuant, TokenShiftQuant
+from subbyte.quantizers import ShiftQuant, TokenShiftQuant
 from subbyte.scheme import NormScheme, Scheme
 from subbyte.study import Column, Expected, Row, Run, Study, training
 from subbyte.study.expected import loss, mean, worst_loss
@@ -21,7 +21,7 @@ class Config:
 
     task: str = "cifar10"
     model: str = "resnet20"
-    schemes: tuple[str, ...] = ("float", "int4", "int6", "int4-all", "groups-w, whole-a", "tokens-a")
+    schemes: tuple[str, ...] = ("float", "int4", "int6", "int4-all", "tokens-a")
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 30
     batch_size: int = 128
@@ -59,12 +59,10 @@ def changed(name: str = "custom", **roles: Any) -> Scheme:
 
 
 GROUPS = ShiftQuant(4, groups=5, axis=0, clip=0.7)
-WHOLE = AbsMax(4, clip=0.5)
-"""What int4 had for weights and activations before it had blocks and tokens."""
+"""What int4 had for weights before it had blocks."""
 
 BUILT = {
     "int4-all": int4_all(),
-    "groups-w, whole-a": changed("groups-w, whole-a", weight=GROUPS, activation=WHOLE),
     "tokens-a": changed("tokens-a", weight=GROUPS, activation=TokenShiftQuant(4, groups=3)),
 }
 """Variants that are no named recipe."""
@@ -94,8 +92,7 @@ STUDY = Study(
     plots=plots,
     notes=(
         "int4: weights, activations and gradients 4 bits, L1 norms in 8-bit codes (6 saved), first and last layer "
-        "8 bits. int4-all: 4 bits everywhere. groups-w, whole-a: int4 with weights in 5 groups of output channels "
-        "that clip at 0.7, activations with one scale that clip at 0.5; tokens-a: these weights, and activations in "
-        "3 groups of tokens. Accuracy is that of the last epoch, not of the best."
+        "8 bits. int4-all: 4 bits everywhere. tokens-a: int4 with weights in 5 groups of output channels that clip at "
+        "0.7, and activations in 3 groups of tokens. Accuracy is that of the last epoch, not of the best."
     ),
 )
