@@ -28,14 +28,14 @@ def are(dtypes: torch.dtype | tuple[torch.dtype, ...], *tensors: Tensor) -> bool
     """Are these on the CPU, and of this dtype, or of one of these?"""
     allowed = dtypes if isinstance(dtypes, tuple) else (dtypes,)
     for t in tensors:  # noqa: SIM110 - a generator takes twice as long, a thousand times in a step of a network
-        if t.dtype not in allowed or t.device.type != "cpu":
+        if t.dtype not in allowed or not t.is_cpu:
             return False
     return True
 
 
 def dense_float32(x: Tensor) -> Tensor | None:
     """x as float32 in one dense block of memory, in its own order of dimensions; None off the CPU."""
-    if x.device.type != "cpu" or not x.dtype.is_floating_point:
+    if not x.is_cpu or not x.dtype.is_floating_point:
         return None
     return dense(x if x.dtype == torch.float32 else x.to(torch.float32))
 

@@ -140,7 +140,7 @@ def _outermost(x: Tensor) -> bool:
 
 def shape_of(x: Tensor, dtype: torch.dtype) -> tuple[int, int, int] | None:
     """(outer, channels, inner) of a dense tensor that holds something."""
-    if x.device.type != "cpu" or x.dtype != dtype or x.ndim < 2 or x.numel() == 0 or not is_dense(x):
+    if not x.is_cpu or x.dtype != dtype or x.ndim < 2 or x.numel() == 0 or not is_dense(x):
         return None
     axis = axes(x, [1])
     assert axis is not None, "one axis is always one run"
@@ -156,7 +156,7 @@ def values_of(x: Tensor, *operands: tuple[Tensor, torch.dtype]) -> list[Tensor] 
     """The operands, contiguous, if each is one value or one for each channel of x."""
     for t, dtype in operands:
         n = t.numel()
-        if t.dtype != dtype or t.device.type != "cpu" or x.ndim < 2:
+        if t.dtype != dtype or not t.is_cpu or x.ndim < 2:
             return None
         if n != 1 and (n != x.shape[1] or t.ndim != x.ndim or t.shape[1] != n):
             return None
@@ -173,7 +173,7 @@ def _packed(x: Tensor, bits: int) -> Tensor:
 
 
 def has_bits(packed: Tensor, x: Tensor, bits: int, or_none: bool = False) -> bool:
-    if packed.device.type != "cpu" or packed.dtype != torch.uint8 or not packed.is_contiguous():
+    if not packed.is_cpu or packed.dtype != torch.uint8 or not packed.is_contiguous():
         return False
     return packed.numel() == packed_bytes(x.numel(), bits) or (or_none and packed.numel() == 0)
 

@@ -52,7 +52,7 @@ def _found(x: Tensor, stream: Tensor | None) -> tuple | None:
     if stream is None:
         return x32, None, 1, x.numel(), 1
     order = transposition(x32)
-    return None if order is None or stream.device.type != "cpu" else (x32, stream.data_ptr(), *order)
+    return None if order is None or not stream.is_cpu else (x32, stream.data_ptr(), *order)
 
 
 OPS = (absmax_codes, shift_codes)

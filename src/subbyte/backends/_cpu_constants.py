@@ -90,14 +90,14 @@ def shift_exponents(r_k: Tensor, top: int, apart: int) -> tuple[Tensor, Tensor]:
 
 def _same(like: Tensor, tensors: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
     return all(
-        t.dtype == dtype and t.shape == like.shape and t.device.type == "cpu" and t.is_contiguous() for t in tensors
+        t.dtype == dtype and t.shape == like.shape and t.is_cpu and t.is_contiguous() for t in tensors
     )
 
 
 def _each(like: Tensor, t: Tensor, dtype: torch.dtype) -> bool:
     """Is t one number, or one for each of `like`?"""
     fits = t.numel() == 1 or (t.shape == like.shape and t.is_contiguous())
-    return fits and t.dtype == dtype and t.device.type == "cpu"
+    return fits and t.dtype == dtype and t.is_cpu
 
 
 def _per_channel(t: Tensor) -> bool:

@@ -35,7 +35,7 @@ def int_amax(x: Tensor, axis: int) -> Tensor:
 
 def int_quantize(x: Tensor, shift: Tensor, stream: Tensor | None, bits: int, signed: bool) -> Tensor:
     by_channel = shift.numel() != 1
-    on_cpu = stream is None or stream.device.type == "cpu"
+    on_cpu = stream is None or stream.is_cpu
     if not are(torch.int32, x, shift) or not on_cpu or not shift.numel() or (by_channel and not _is_channels(shift, x)):
         return NotImplemented
     x, shift, fmt = x.contiguous(), shift.contiguous(), IntFormat(bits, signed)

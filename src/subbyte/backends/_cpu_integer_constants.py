@@ -30,7 +30,7 @@ def int_shift_to_fit(largest: Tensor, bits: int, signed: bool) -> Tensor:
 
 
 def int_from_float(x: Tensor) -> tuple[Tensor, Tensor]:
-    if x.device.type != "cpu" or not x.is_floating_point():
+    if not x.is_cpu or not x.is_floating_point():
         return NotImplemented
     x = x.to(torch.float32).contiguous()
     codes, exponent = torch.empty(x.shape, dtype=torch.int32), torch.empty((), dtype=torch.int32)

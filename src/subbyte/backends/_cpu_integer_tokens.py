@@ -29,7 +29,7 @@ def int_token_shifts(x: Tensor, bits: int, signed: bool):
 def int_quantize_tokens(
     x: Tensor, needed: Tensor, base: Tensor, stream: Tensor | None, bits: int, signed: bool, top: int
 ) -> Tensor:
-    on_cpu = stream is None or stream.device.type == "cpu"
+    on_cpu = stream is None or stream.is_cpu
     if not are(torch.int32, x, base) or not are(torch.uint8, needed) or not on_cpu or base.numel() != 1:
         return NotImplemented
     if x.ndim < 2 or needed.shape != token_shape(x):

@@ -14,7 +14,7 @@ _narrow = function("sb_narrow_codes", POINTER, INT64, INT, INT, INT, INT, POINTE
 
 def narrow_codes(codes: Tensor, drop: int, bits: int, signed: bool) -> Tensor:
     fmt = IntFormat(bits, signed)
-    if codes.device.type != "cpu" or codes.dtype != fmt.dtype:
+    if not codes.is_cpu or codes.dtype != fmt.dtype:
         return NotImplemented
     codes = dense(codes)
     out = torch.empty_like(codes)

@@ -118,7 +118,7 @@ def _along(x: Tensor, v: Tensor | None) -> tuple | None:
     """(values as contiguous float32 or None, channels, inner); None where v's axes are apart in x's memory."""
     if v is None:
         return None, 1, x.numel()
-    axis = geometry(x, v) if v.device.type == "cpu" and v.dtype.is_floating_point else None
+    axis = geometry(x, v) if v.is_cpu and v.dtype.is_floating_point else None
     return None if axis is None else (v.to(torch.float32).contiguous(), *axis)
 
 

@@ -32,7 +32,7 @@ def unpack_codes(packed: Tensor, numel: int, bits: int, signed: bool) -> Tensor:
 
 
 def _is_bytes(t: Tensor) -> bool:
-    return t.device.type == "cpu" and t.dtype in (torch.int8, torch.uint8) and t.ndim == 1
+    return t.is_cpu and t.dtype in (torch.int8, torch.uint8) and t.ndim == 1
 
 
 OPS = (pack_codes, unpack_codes)

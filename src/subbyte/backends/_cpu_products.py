@@ -288,7 +288,7 @@ def scaled_conv2d_grad_input_amax(*args) -> tuple[Tensor, Tensor]:
 
 def scaled_conv2d_grad_input_plus(*args) -> Tensor:
     *product, g, mask = args
-    if g.dtype != torch.float32 or g.device.type != "cpu" or not has_bits(mask, g, 1, or_none=True):
+    if g.dtype != torch.float32 or not g.is_cpu or not has_bits(mask, g, 1, or_none=True):
         return NotImplemented
     dx = _grad_input("scaled_conv2d_grad_input_plus", None, *product)
     if dx is NotImplemented or g.shape != dx.shape or g.stride() != dx.stride():

@@ -60,7 +60,7 @@ def quantize(x: Tensor, r: Tensor, shift: Tensor | None, stream: Tensor | None, 
 
 
 def _on_cpu(*tensors: Tensor | None) -> bool:
-    return all(t is None or t.device.type == "cpu" for t in tensors)
+    return all(t is None or t.is_cpu for t in tensors)
 
 
 def _pointer(t: Tensor | None) -> int | None:

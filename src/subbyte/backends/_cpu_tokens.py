@@ -32,7 +32,7 @@ def quantize_tokens(
     x: Tensor, r: Tensor, shift: Tensor | None, stream: Tensor | None, bits: int, signed: bool, top: int
 ) -> Tensor:
     x32 = dense_float32(x)
-    if x32 is None or r.dtype != torch.float32 or r.device.type != "cpu" or r.numel() != 1 or x.ndim < 2:
+    if x32 is None or r.dtype != torch.float32 or not r.is_cpu or r.numel() != 1 or x.ndim < 2:
         return NotImplemented
     if x.numel() == 0:
         return NotImplemented
@@ -53,7 +53,7 @@ def quantize_tokens(
 def pack_tokens(codes: Tensor, bits: int, top: int):
     rows = _rows_of_bytes(codes)
     if rows is None:  # the channels of a token are apart
-        if codes.device.type != "cpu" or codes.numel() == 0 or not is_dense(codes):
+        if not codes.is_cpu or codes.numel() == 0 or not is_dense(codes):
             return NotImplemented
         small, places = _without_common_places(codes, top)
         packed = pack_codes(small.as_strided((small.numel(),), (1,)), bits)
@@ -94,7 +94,7 @@ def unpack_tokens(packed: Tensor, places: Tensor, size, stride, bits: int, signe
 
 def norm_relu_tokens(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, r, next_bits, next_signed, top):
     norm, rows = norm_operands(q, total, factor, q_gamma, scale, beta), _rows_of_bytes(q)
-    if norm is None or r.numel() != 1 or r.dtype != torch.float32 or r.device.type != "cpu":
+    if norm is None or r.numel() != 1 or r.dtype != torch.float32 or not r.is_cpu:
         return NotImplemented
     if rows is None:  # the channels of a token are apart: ReLU(y) in floats first
         found = norm_relu(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, None, True)
@@ -146,7 +146,7 @@ def _by_rows(x: Tensor) -> bool:
 
 def _rows_of_bytes(codes: Tensor) -> tuple[int, int] | None:
     """(tokens, channels) of bytes that lie token by token; None for any other tensor."""
-    if codes.device.type != "cpu" or codes.dtype not in (torch.int8, torch.uint8) or codes.ndim < 2:
+    if not codes.is_cpu or codes.dtype not in (torch.int8, torch.uint8) or codes.ndim < 2:
         return None
     if codes.numel() == 0 or not _by_rows(codes) or not codes.movedim(1, -1).is_contiguous():
         return None
@@ -154,7 +154,7 @@ def _rows_of_bytes(codes: Tensor) -> tuple[int, int] | None:
 
 
 def _are_bytes(t: Tensor, n: int) -> bool:
-    return t.device.type == "cpu" and t.dtype == torch.uint8 and t.numel() == n and t.is_contiguous()
+    return t.is_cpu and t.dtype == torch.uint8 and t.numel() == n and t.is_contiguous()
 
 
 OPS = (quantize_tokens, pack_tokens, unpack_tokens, norm_relu_tokens, norm_grad_tokens)

@@ -63,7 +63,7 @@ def scaled_matmul(
 
 def quantize(x: Tensor, r: Tensor, shift: Tensor | None, stream: Tensor | None, bits: int, signed: bool):
     """codes = round(t / 2^16) on a Quantizer, Threefry included; t = x 2^shift Q 2^16 / r by numerics on the host."""
-    if x.device.type != "cpu" or not 0 < x.numel() <= MAX_CODES:
+    if not x.is_cpu or not 0 < x.numel() <= MAX_CODES:
         return NotImplemented
     from ..rtl import simulate
 
@@ -86,7 +86,7 @@ def _accumulators(a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits,
 
     (m, k), n, groups = a.shape[-2:], b.shape[-1], a_max_shift + b_max_shift + 1
     fmt_a, fmt_b = IntFormat(a_bits, a_signed), IntFormat(b_bits, b_signed)
-    if a.device.type != "cpu" or groups > MAX_GROUPS or min(a.numel(), b.numel()) == 0 or a.numel() * n > MAX_MACS:
+    if not a.is_cpu or groups > MAX_GROUPS or min(a.numel(), b.numel()) == 0 or a.numel() * n > MAX_MACS:
         return NotImplemented
     acc_bits = accumulator_bits(fmt_a, fmt_b, k, groups - 1)
     if acc_bits > MAX_ACC_BITS:

@@ -18,7 +18,8 @@ from torch import _C
 from .. import backends
 
 REFERENCE = "reference"
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
+_NO_TENSOR = frozenset((type(None), bool, int, float, list, tuple, torch.Size))
 
 library = torch.library.Library("subbyte", "DEF")
 registered: dict[str, Callable] = {}
@@ -78,8 +79,11 @@ def _eager(args: tuple) -> bool:
         return False
     if _C._functorch.peek_interpreter_stack() is not None or torch.autograd._profiler_enabled():
         return False
-    for a in args:  # noqa: SIM110 - a generator takes twice as long, a thousand times in a step of a network
-        if isinstance(a, torch.Tensor) and (type(a) not in _PLAIN or a.is_meta):
+    for a in args:  # by type: isinstance takes three times as long, ten thousand times in a step of a network
+        if type(a) in _PLAIN:
+            if a.is_meta:
+                return False
+        elif type(a) not in _NO_TENSOR:
             return False
     return True
 
