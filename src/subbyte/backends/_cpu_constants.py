@@ -89,9 +89,7 @@ def shift_exponents(r_k: Tensor, top: int, apart: int) -> tuple[Tensor, Tensor]:
 
 
 def _same(like: Tensor, tensors: tuple[Tensor, ...], dtype: torch.dtype) -> bool:
-    return all(
-        t.dtype == dtype and t.shape == like.shape and t.is_cpu and t.is_contiguous() for t in tensors
-    )
+    return all(t.dtype == dtype and t.shape == like.shape and t.is_cpu and t.is_contiguous() for t in tensors)
 
 
 def _each(like: Tensor, t: Tensor, dtype: torch.dtype) -> bool:
