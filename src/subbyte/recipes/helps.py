@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from subbyte.nn.norm import FLOAT_L1
 from subbyte.quantizers import (
     SAWB,
     AbsMax,
@@ -115,7 +116,7 @@ def schemes() -> dict[str, Scheme]:
         "w8": changed(weight=AbsMax(8)),
         "a8": changed(activation=AbsMax(8)),
         "g8": changed(gradient=shift(8, 4)),
-        "norms-float-l1": dataclasses.replace(PLAIN, norm=NormScheme("l1", None, None, None, None, None)),
+        "norms-float-l1": dataclasses.replace(PLAIN, norm=FLOAT_L1),
         "norms-float-l2": dataclasses.replace(PLAIN, norm=RECIPES["float"].norm),
         "norms-only": dataclasses.replace(PLAIN, layer=LayerScheme(), first=None, last=None),
     }

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from subbyte.nn.norm import FLOAT_L1
 from subbyte.quantizers import AbsMax, BlockShiftQuant, TokenShiftQuant
 from subbyte.scheme import RECIPES, NormScheme, Scheme
 from subbyte.study import Column, Run, Study, training
@@ -38,22 +39,29 @@ WHOLE = AbsMax(4, clip=0.5)
 
 def schemes() -> dict[str, Scheme]:
     """Variant -> scheme: the bounds, then what takes one thing out of 4 bits, then what may help."""
-    int4 = Scheme.from_name("int4")
+    int4, saved8 = Scheme.from_name("int4"), NormScheme("l1", saved=8)
     g6 = TokenShiftQuant(6, groups=3, rounding="stochastic")
+    blocks, tokens = BlockShiftQuant(6, groups=3, block=8), TokenShiftQuant(6, groups=3)
     return {
         "float": RECIPES["float"],
+        "float, l1": dataclasses.replace(RECIPES["float"], name="custom", norm=FLOAT_L1),
         "int4": int4,
         "w8, a8, g6": changed(weight=AbsMax(8), activation=AbsMax(8), gradient=g6),
         "w8": changed(weight=AbsMax(8)),
         "a8": changed(activation=AbsMax(8)),
         "g6": changed(gradient=g6),
-        "norm-saved-8": dataclasses.replace(int4, name="custom", norm=NormScheme("l1", saved=8)),
+        "norm-saved-8": dataclasses.replace(int4, name="custom", norm=saved8),
         "samples-2": changed(gradient_samples=2),
         "tokens-a-3": changed(activation=TokenShiftQuant(4, groups=3, clip=0.6)),
         "blocks-w-4": changed(weight=BlockShiftQuant(4, block=4, clip=0.8)),
         "groups-w": changed(weight=GROUPS),
         "whole-a": changed(activation=WHOLE),
         "groups-w, whole-a": changed(weight=GROUPS, activation=WHOLE),
+        "int6": RECIPES["int6"],
+        "int6, blocks-w": changed(of="int6", weight=blocks),
+        "int6, tokens-a": changed(of="int6", activation=tokens),
+        "int6, blocks-w, tokens-a": changed(of="int6", weight=blocks, activation=tokens),
+        "int6, norm-saved-8": dataclasses.replace(RECIPES["int6"], name="custom", norm=saved8),
     }
 
 
@@ -94,6 +102,7 @@ STUDY = Study(
         "below the spread of seeds show in the losses. w8, a8: weights, activations of 8 bits; g6: gradients of 6; "
         "samples-2: gradients quantized twice and averaged for the weights' gradient; tokens-a-3: activations by 3 "
         "groups of tokens in place of 2; blocks-w-4: weights by blocks of 4, with a clip of 0.8; groups-w: by 5 groups "
-        "of output channels, with a clip of 0.7; whole-a: activations with one scale, half the largest."
+        "of output channels, with a clip of 0.7; whole-a: activations with one scale, half the largest. int6, "
+        "blocks-w: weights by 3 groups of blocks of 8; tokens-a: activations by 3 groups of tokens. float, l1: L1 norms."
     ),
 )

@@ -52,10 +52,10 @@ def int4_all() -> Scheme:
     return dataclasses.replace(Scheme.from_name("int4"), name="int4-all", norm=four, first=None, last=None)
 
 
-def changed(name: str = "custom", **roles: Any) -> Scheme:
-    """int4 with other quantizers in its middle layers."""
-    int4 = Scheme.from_name("int4")
-    return dataclasses.replace(int4, name=name, layer=dataclasses.replace(int4.layer, **roles))
+def changed(name: str = "custom", of: str = "int4", **roles: Any) -> Scheme:
+    """A recipe with other quantizers in its middle layers."""
+    recipe = Scheme.from_name(of)
+    return dataclasses.replace(recipe, name=name, layer=dataclasses.replace(recipe.layer, **roles))
 
 
 GROUPS = ShiftQuant(4, groups=5, axis=0, clip=0.7)
