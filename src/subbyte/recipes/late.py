@@ -102,7 +102,8 @@ STUDY = Study(
         "below the spread of seeds show in the losses. w8, a8: weights, activations of 8 bits; g6: gradients of 6; "
         "samples-2: gradients quantized twice and averaged for the weights' gradient; tokens-a-3: activations by 3 "
         "groups of tokens in place of 2; blocks-w-4: weights by blocks of 4, with a clip of 0.8; groups-w: by 5 groups "
-        "of output channels, with a clip of 0.7; whole-a: activations with one scale, half the largest. int6, "
-        "blocks-w: weights by 3 groups of blocks of 8; tokens-a: activations by 3 groups of tokens. float, l1: L1 norms."
+        "of output channels, with a clip of 0.7; whole-a: activations with one scale, half the largest; "
+        "int6, blocks-w: weights by 3 groups of blocks of 8; tokens-a: activations by 3 groups of tokens; "
+        "float, l1: L1 norms."
     ),
 )
