@@ -88,7 +88,11 @@ STUDY = Study(
     quick=Config(task="digits", model="resnet8", seeds=(0,), epochs=1, batch_size=128, lr=0.05, warmup_epochs=0.5),
     runs=runs,
     expected=EXPECTED,
-    columns=(Column("integer_share", "integer %", 100, 1), Column("train_loss", "train loss", 1, 3)),
+    columns=(
+        Column("integer_share", "integer %", 100, 1),
+        Column("train_loss", "train loss", 1, 3),
+        Column("test_loss", "test loss", 1, 3),
+    ),
     plots=plots,
     notes=(
         "int4: weights, activations and gradients 4 bits, L1 norms in 8-bit codes (6 saved), first and last layer "
