@@ -35,6 +35,8 @@ EXAMPLES = {"quantizers": 7, "schemes": 20, "adding_your_own": 20, "optimizers":
 @pytest.mark.usefixtures("_registries")
 @pytest.mark.parametrize(("page", "examples"), EXAMPLES.items())
 def test_the_examples_of_a_page_run(page: str, examples: int) -> None:
+    if page == "optimizers":
+        pytest.importorskip("bitsandbytes", reason="pip install 'subbyte[optim]'")
     result = doctest.testfile(str(ROOT / "docs" / f"{page}.md"), module_relative=False)
     assert result.failed == 0
     assert result.attempted > examples

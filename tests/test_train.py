@@ -104,6 +104,8 @@ def test_another_seed_gives_other_weights(tmp_path, finished):
     ],
 )
 def test_kill_in_the_middle_of_an_epoch_then_resume_equals_undisturbed(tmp_path, scheme, optimizer):
+    if library := {"adamw8bit": "bitsandbytes", "adamw4bit": "torchao"}.get(optimizer):
+        pytest.importorskip(library, reason="pip install 'subbyte[optim]'")
     settings = {"optimizer": optimizer, "batch_size": 64, "log_every": 4}
     command = [sys.executable, "-m", "subbyte.cli", "train", "--scheme", scheme, "--epochs", "2", "--threads", "1"]
     command += [flag for name, value in settings.items() for flag in ("--" + name.replace("_", "-"), str(value))]

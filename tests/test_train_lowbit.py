@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,9 @@ from subbyte.train.optim import make_optimizer, optimizer_settings, optimizer_te
 
 LOW_BIT = ["adamw8bit", "adamw4bit"]
 ADAMW = ["adamw", *LOW_BIT]
+for _library in ("bitsandbytes", "torchao"):
+    pytest.importorskip(_library, reason="pip install 'subbyte[optim]'")
+
 X = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(64) % 8
 
@@ -152,3 +156,16 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, name: str, 
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"'{name}' needs {package}, .*pip install 'subbyte\[optim\]'"):
         make_optimizer(nn.Linear(2, 2), settings(name))
+
+
+def test_a_library_that_does_not_fit_this_torch_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from subbyte.train import lowbit
+
+    lowbit._adamw4bit.cache_clear()
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao" / "__init__.py").write_text("raise AttributeError('no register_constant')")
+    for module in [m for m in sys.modules if m.partition(".")[0] == "torchao"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"'adamw4bit' needs a release of torchao for torch .*no register_constant"):
+        make_optimizer(nn.Linear(2, 2), settings("adamw4bit"))

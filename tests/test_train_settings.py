@@ -87,6 +87,7 @@ def rates(steps_per_epoch: int, **settings) -> list[float]:
     result = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "The epoch parameter", UserWarning)  # an older torch's own, in SequentialLR
         for _ in range(config.epochs * steps_per_epoch):
             result.append(optimizer.param_groups[0]["lr"])
             optimizer.step()

@@ -13,6 +13,8 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 import subbyte as sb
 from models_for_tests import BITS, INTEGER, NETS, RECIPES, distance, equal, gradients, layers, mlp, quantized, ran
 from subbyte import AbsMax, LayerScheme, Scheme, ShiftQuant
+from subbyte.fusion.model import FusedForward
+from subbyte.nn import quantized as quantized_layers
 
 INT4 = Scheme.from_name("int4")
 
@@ -307,6 +309,7 @@ def test_transforms_that_do_not_apply_say_so():
         model(torch.autograd.forward_ad.make_dual(x.detach(), torch.ones_like(x)))
 
 
+@pytest.mark.skipif(torch.__version__ < quantized_layers.TRACED_FROM, reason="this torch cannot trace a layer")
 @pytest.mark.parametrize(
     ("net", "training", "backend"),
     [("mlp", True, "eager"), ("mlp", False, "aot_eager"), ("conv", True, "aot_eager"), ("conv", False, "eager")],
@@ -332,6 +335,27 @@ def test_compile_is_one_graph_with_the_same_numbers(net, training, backend):
         else:
             assert distance(*(torch.cat([g.flatten() for g in found]) for found in (again, grads))) < 0.5
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize(("net", "fused"), [("mlp", False), ("conv", False), ("conv", True)])
+def test_compile_with_an_older_torch_leaves_the_layers_outside_of_its_graphs(net, fused, monkeypatch):
+    monkeypatch.setattr(quantized_layers, "TRACED_FROM", "99")
+    for cls in (*sb.nn.REGISTRY.values(), FusedForward):
+        if "forward" in vars(cls):
+            monkeypatch.setattr(cls, "forward", quantized_layers.outside_of_graphs(vars(cls)["forward"]))
+    model, x = quantized(net)
+    if fused:
+        sb.fuse_(model)
+    expected = gradients(model, lambda: model(x))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(model, backend="eager")
+    for _ in range(2):
+        assert equal(expected, gradients(model, lambda: compiled(x)))
+    assert torch._dynamo.utils.counters["graph_break"]
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(model, backend="eager", fullgraph=True)(x)
 
 
 def test_a_step_of_training_lowers_the_loss():

@@ -62,6 +62,8 @@ class LayerScheme:
 
     def deterministic_forward(self) -> LayerScheme:
         """The same with nothing random in the forward product: what a layer in eval mode uses."""
+        if not any(q is not None and q.stochastic for q in (self.weight, self.activation)):
+            return self
         w, x = (None if q is None else q.nearest() for q in (self.weight, self.activation))
         return dataclasses.replace(self, weight=w, activation=x)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..integer_only import IntegerOnly
 from ..nn import QuantizedLayer
+from ..nn.quantized import outside_of_graphs
 from .graph import compiled, traced
 from .run import Plan, has_hooks
 
@@ -107,6 +108,7 @@ class FusedForward(nn.Module):
     arguments: int
     forwards: dict[tuple, Callable | None]
 
+    @outside_of_graphs
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs or len(args) != self.arguments:  # a graph is that of a call with the required arguments alone
             return super().forward(*args, **kwargs)

@@ -6,6 +6,7 @@ class of the module in place and adds nothing to its state_dict.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -21,8 +22,16 @@ from ..scheme import LayerScheme
 STATE_SUFFIX = "_subbyte"
 """The end of the name of every buffer that a quantizer may keep; float_state_dict strips them."""
 
+TRACED_FROM = "2.13"
+"""The first torch whose compiler traces a layer with its scheme; older ones end in an error inside of dynamo."""
+
 REGISTRY: dict[type[nn.Module], type[QuantizedLayer]] = {}
 """Exact type of a float module -> the layer that quantizes it. Filled by the classes below QuantizedLayer."""
+
+
+def outside_of_graphs(forward: Callable) -> Callable:
+    """forward as torch.compile is to see it: with a torch before TRACED_FROM a break in the graph, and run as it is."""
+    return forward if torch.__version__ >= TRACED_FROM else torch.compiler.disable(forward)
 
 
 class QuantizedLayer(nn.Module):
@@ -40,6 +49,8 @@ class QuantizedLayer(nn.Module):
 
     def __init_subclass__(cls, replaces: type[nn.Module] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):
+            cls.forward = outside_of_graphs(cls.forward)
         if replaces is not None:
             cls.replaces = replaces
             REGISTRY[replaces] = cls

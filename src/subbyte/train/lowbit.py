@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 _MISSING = "optimizer '{}' needs {}, which is not installed: pip install 'subbyte[optim]'"
+_UNFIT = "optimizer '{}' needs a release of {} for torch {}; the one installed fails to import: {}"
 
 
 def make_low_bit(name: str, groups: Iterable[dict[str, Any]], **settings: Any) -> torch.optim.Optimizer:
@@ -55,6 +56,8 @@ def _adamw4bit() -> Any:
         from torchao.optim import AdamW4bit
     except ImportError as error:
         raise ImportError(_MISSING.format("adamw4bit", "torchao")) from error
+    except AttributeError as error:  # what newer torchaos end in with an older torch
+        raise ImportError(_UNFIT.format("adamw4bit", "torchao", torch.__version__, error)) from error
     state = _state4bit()
     aten = torch.ops.aten
 
