@@ -65,8 +65,12 @@ def command(as_json: JsonOption = False) -> None:
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
+    import torch
+
     names = ("subbyte", "torch", "numpy", "safetensors", "typer", "rich")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    found = {name: version(name) for name in names}
+    # its metadata may leave out for which CUDA it was built
+    return {"python": platform.python_version(), **found, "torch": str(torch.__version__)}
 
 
 def _cpu() -> dict[str, str]:
