@@ -314,6 +314,7 @@ def test_transforms_that_do_not_apply_say_so():
     ("net", "training", "backend"),
     [("mlp", True, "eager"), ("mlp", False, "aot_eager"), ("conv", True, "aot_eager"), ("conv", False, "eager")],
 )
+@pytest.mark.filterwarnings("error:Dynamo")
 def test_compile_is_one_graph_with_the_same_numbers(net, training, backend):
     """With aot_eager the partitioner draws streams in backward, in another order: its gradients have other noise."""
     model, x = quantized(net)

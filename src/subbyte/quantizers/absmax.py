@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .. import ops
@@ -75,7 +76,14 @@ class PerChannel(Quantizer):
         return f"axis {self.axis}"
 
 
-@functools.lru_cache(256)  # checked when it is made, and wanted in every call of a norm
 def by_axis(bits: int, axis: int | None, rounding: str) -> AbsMax | PerChannel:
-    """PerChannel of that axis, AbsMax for None."""
+    """PerChannel of that axis, AbsMax for None: checked when it is made, and wanted in every call of a norm."""
+    make = _made if torch.compiler.is_compiling() else _made_once  # a tracer looks through a cache, and warns of it
+    return make(bits, axis, rounding)
+
+
+def _made(bits: int, axis: int | None, rounding: str) -> AbsMax | PerChannel:
     return AbsMax(bits, rounding=rounding) if axis is None else PerChannel(bits, rounding=rounding, axis=axis)
+
+
+_made_once = functools.lru_cache(256)(_made)
