@@ -25,9 +25,6 @@ from .tokens import places_bytes
 
 MASK_BITS = 1
 
-NEGATIVE, ZERO, POSITIVE = range(3)
-"""Rows of what norm_grad_sums gives for each sign of xhat."""
-
 
 def in_memory_order(t: Tensor) -> Tensor:
     """The elements of a dense tensor as one axis, in the order in which they lie."""
