@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..integer_only import IntegerOnly
 from ..nn import QuantizedLayer
+from ..nn.derived import Derived
 from ..nn.quantized import outside_of_graphs
 from .graph import compiled, traced
 from .run import Plan, has_hooks
@@ -90,7 +91,7 @@ def unfuse_(model: nn.Module) -> nn.Module:
     """Undo fuse_, in place: every layer by itself again. Returns the model; one that is not fused stays as it is."""
     for m in model.modules():
         if isinstance(m, FusedForward):
-            m.__class__ = type(m).unfused  # type: ignore[assignment]
+            m.give_back()
         vars(m).pop(FUSION, None)
     return model
 
@@ -98,26 +99,38 @@ def unfuse_(model: nn.Module) -> nn.Module:
 # ------------------------------------------------------------------------------------------- the changed forward
 
 
-class FusedForward(nn.Module):
+class FusedForward(Derived):
     """First base of a fused model's class: forward by the graph in which each chain is one call.
 
     A graph holds for one set of training flags and hooks, so there is one for each that occurs.
     """
 
-    unfused: type[nn.Module]
+    prefix = "Fused"
     arguments: int
     forwards: dict[tuple, Callable | None]
+
+    @classmethod
+    def derive(cls, original: type[nn.Module], **namespace: Any) -> type[Any]:
+        required = [
+            p for p in list(inspect.signature(original.forward).parameters.values())[1:] if p.default is p.empty
+        ]
+        return super().derive(original, arguments=len(required), forwards={}, **namespace)
 
     @outside_of_graphs
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs or len(args) != self.arguments:  # a graph is that of a call with the required arguments alone
             return super().forward(*args, **kwargs)
-        state = tuple((m.training, has_hooks(m)) for m in self.modules())
+        state = _state(self)
         if state not in self.forwards:
-            graph = traced(self, self.unfused)
+            graph = traced(self, self.original)
             self.forwards[state] = None if graph is None else compiled(graph, self)[0]
         run = self.forwards[state]
         return super().forward(*args) if run is None else run(self, *args)
+
+
+def _state(module: nn.Module) -> tuple:
+    """What a graph depends on: training flag and hooks of every module."""
+    return tuple((m.training, has_hooks(m)) for m in module.modules())
 
 
 def _parts(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
@@ -143,10 +156,9 @@ def _change(module: nn.Module) -> tuple[list[Plan], dict[str, str]]:
     assert graph is not None
     run, plans, left = compiled(graph, module)
     if plans:
-        state = tuple((m.training, has_hooks(m)) for m in module.modules())
-        required = [p for p in list(inspect.signature(cls.forward).parameters.values())[1:] if p.default is p.empty]
-        namespace = {"unfused": cls, "arguments": len(required), "forwards": {state: run}, "__module__": cls.__module__}
-        module.__class__ = type(f"Fused{cls.__name__}", (FusedForward, cls), namespace)
+        fused = FusedForward.derive(cls)
+        fused.forwards[_state(module)] = run
+        module.__class__ = fused
     return plans, left
 
 
@@ -169,12 +181,12 @@ def _compare(model: nn.Module, args: tuple) -> None:
     try:
         model.train()
         outputs.append(run())
-        parts: list[tuple[nn.Module, Any]] = [(m, type(m)) for m in model.modules() if isinstance(m, FusedForward)]
-        for m, cls in parts:
-            m.__class__ = cls.unfused
+        parts = {part: type(part) for part in model.modules() if isinstance(part, FusedForward)}
+        for part in parts:
+            part.give_back()
         outputs.append(run())
-        for m, cls in parts:
-            m.__class__ = cls
+        for part, cls in parts.items():
+            part.__class__ = cls
     finally:
         for m, flag in training.items():
             m.training = flag

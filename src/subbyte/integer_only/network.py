@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import integer, ops
 from ..nn import Conv2d, Linear
+from ..nn.derived import Derived
 from ..numerics import draw_stream
 from . import carrier, products
 from .carrier import IntTensor
@@ -28,8 +29,10 @@ PROGRAMS = "_subbyte_programs"
 """The attribute of an integer-only model with its programs, {training: Program}."""
 
 
-class IntegerOnly(nn.Module):
+class IntegerOnly(Derived):
     """Mixin, first of the bases, of a model that runs as an integer-only network; made by attach."""
+
+    prefix = "IntegerOnly"
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         if len(args) + len(kwargs) != 1:
@@ -51,8 +54,7 @@ def attach(model: nn.Module) -> None:
     UnsupportedError, and the model as it was, where a node of its graph has no step.
     """
     programs = {training: compile_model(model, training) for training in (True, False)}
-    cls = type(model)
-    model.__class__ = type(f"IntegerOnly{cls.__name__}", (IntegerOnly, cls), {"__module__": cls.__module__})
+    model.__class__ = IntegerOnly.derive(type(model))
     vars(model)[PROGRAMS] = programs
     for name in {node.name for node in programs[True].nodes if node.key in (Conv2d, Linear)}:
         products.remember(model.get_submodule(name))
@@ -62,7 +64,7 @@ def detach(model: nn.Module) -> None:
     """Undo attach; nothing happens to another model."""
     if isinstance(model, IntegerOnly):
         vars(model).pop(PROGRAMS)
-        model.__class__ = type(model).__mro__[2]
+        model.give_back()
 
 
 class _Network(torch.autograd.Function):

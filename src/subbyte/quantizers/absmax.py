@@ -77,8 +77,9 @@ class PerChannel(Quantizer):
 
 
 def by_axis(bits: int, axis: int | None, rounding: str) -> AbsMax | PerChannel:
-    """PerChannel of that axis, AbsMax for None: checked when it is made, and wanted in every call of a norm."""
-    make = _made if torch.compiler.is_compiling() else _made_once  # a tracer looks through a cache, and warns of it
+    """PerChannel of that axis, AbsMax for None."""
+    # Wanted in every call of a norm, so made once; but a tracer looks through a cache, and warns of it.
+    make = _made if torch.compiler.is_compiling() else _made_once
     return make(bits, axis, rounding)
 
 
