@@ -92,22 +92,29 @@ def _whole(r_k: Tensor) -> Tensor:
 
 
 class Chain(torch.autograd.Function):
-    """(x, codes, other, relu, stages, weight, bias, gamma, beta of each stage) -> (z, range of z, mu, D of each).
+    """(other, x, codes, relu, together, stages, weight, bias, gamma, beta of each) -> (z, range of z, mu, D of each).
 
-    x        float32 (N, C, ...), the input of the first product
-    codes    the same in codes (first_codes), as what is multiplied and as what is saved
-    other    float32 of z's shape, added behind the last norm; or None. Where it is x itself (the shortcut of a residual
-             block), the gradient of x is that of both
-    relu     is there a ReLU at the end?
-    mu, D    float64 of each norm, for running statistics; they carry no gradient, nor does the range
+    other     float32 of z's shape, added behind the last norm; or None. Its gradient goes back before that of x
+    x         float32 (N, C, ...), the input of the first product
+    codes     the same in codes (first_codes), as what is multiplied and as what is saved
+    relu      is there a ReLU at the end?
+    together  where other is x itself, the shortcut of a residual block: may the gradient of x be that of both?
+    mu, D     float64 of each norm, for running statistics; they carry no gradient, nor does the range
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x, codes: tuple[Operand, Operand | PackedQTensor], other, relu: bool, stages: Sequence[Stage], *params
+        ctx: Any,
+        other,
+        x,
+        codes: tuple[Operand, Operand | PackedQTensor],
+        relu: bool,
+        together: bool,
+        stages: Sequence[Stage],
+        *params,
     ):
         saver, kept, shapes, statistics = Saver(), [], [], []
-        need_x, _, _, _, _, *need = ctx.needs_input_grad
+        _, need_x, _, _, _, _, *need = ctx.needs_input_grad
         qx, px = codes
         z = r = None
         for i, stage in enumerate(stages):
@@ -132,7 +139,7 @@ class Chain(torch.autograd.Function):
             kept.append(tuple(saver.keep(t) for t in operands))
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(*saver.tensors)
-        ctx.kept, ctx.stages, ctx.shapes, ctx.residual = kept, stages, shapes, other is x
+        ctx.kept, ctx.stages, ctx.shapes, ctx.residual = kept, stages, shapes, together and other is x
         ctx.params = [None if p is None else (p.shape, p.dtype) for p in params]
         ctx.products = [s.products.of_weight(w) for s, w in zip(stages, params[::PARAMETERS], strict=True)]
         ctx.mark_non_differentiable(r, *statistics)
@@ -142,7 +149,7 @@ class Chain(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor, *_unused):
         restore = Restorer(ctx.saved_tensors)
-        need_x, _, need_other, _, _, *need = ctx.needs_input_grad
+        need_other, need_x, _, _, _, _, *need = ctx.needs_input_grad
         grads: list[Tensor | None] = [None] * len(need)
         grad_other = around = None  # around: what passes by the products of a residual block, and the mask for it
         need_other = need_other and not ctx.residual
@@ -179,7 +186,7 @@ class Chain(torch.autograd.Function):
             None if p is None or like is None or not wanted else p.reshape(like[0]).to(like[1])
             for p, like, wanted in zip(grads, ctx.params, need, strict=True)
         ]
-        return g if need_x else None, None, grad_other, None, None, *shaped
+        return grad_other, g if need_x else None, None, None, None, None, *shaped
 
 
 @torch.no_grad()

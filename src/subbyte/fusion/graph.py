@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from ..nn import ProductLayer, QuantizedLayer
 from ..nn.batch_norm import BatchNorm
 from ..nn.quantized import original_type
 from ..tracing import may_mutate, trace
+from .order import APART, TOGETHER, Gradients
 from .run import Plan, finish, has_hooks, start
 
 _ADDS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
@@ -87,11 +89,12 @@ def _drop_identities(graph: torch.fx.Graph, modules: dict[str, nn.Module]) -> No
 
 @dataclass
 class _Found:
-    """A chain in a graph: its plan, its nodes in order, and the one of them that adds something."""
+    """A chain in a graph: its plan, its nodes in order, the one of them that adds something, how gradients go back."""
 
     plan: Plan
     nodes: list[torch.fx.Node]
     add: torch.fx.Node | None
+    gradients: str = APART
 
     @property
     def source(self) -> Any:
@@ -99,28 +102,24 @@ class _Found:
 
     @property
     def other(self) -> Any:
-        if self.add is None:
-            return None
-        norm = self.nodes[self.nodes.index(self.add) - 1]
-        return next(a for a in self.add.args if a is not norm)
+        return None if self.add is None else _other(self.add, self.nodes[self.nodes.index(self.add) - 1])
 
 
 def _find(graph: torch.fx.Graph, modules: dict[str, nn.Module]) -> tuple[list[_Found], dict[str, str]]:
-    calls: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            calls[str(node.target)] = calls.get(str(node.target), 0) + 1
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    reason = functools.partial(_why_not, modules=modules, calls=calls)
+    calls: Counter[str] = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+    owners = Counter(p for name in calls for p in modules[name].parameters())
+    order, gradients = {node: i for i, node in enumerate(graph.nodes)}, Gradients(graph, modules)
+    reason = functools.partial(_why_not, modules=modules, calls=calls, owners=owners)
     chains: list[_Found] = []
     used: set[torch.fx.Node] = set()
     for node in graph.nodes:
         if node in used or not _is_layer(node, modules, ProductLayer) or reason(node):
             continue
-        chain = _grow(node, modules, reason, order, used)
+        chain = _grow(node, modules, reason, order, used, gradients)
         if chain is not None:
             chains.append(chain)
             used.update(chain.nodes)
+            gradients.keep(node, chain.nodes[-1], chain.add)
     left = {}
     for node in graph.nodes:
         if node.op == "call_module" and node not in used and isinstance(modules[str(node.target)], QuantizedLayer):
@@ -143,11 +142,16 @@ def _is_layer(node: torch.fx.Node, modules: dict[str, nn.Module], kind: type) ->
     return node.op == "call_module" and isinstance(modules[str(node.target)], kind)
 
 
-def _why_not(node: torch.fx.Node, modules: dict[str, nn.Module], calls: dict[str, int]) -> str:
+def _why_not(
+    node: torch.fx.Node, modules: dict[str, nn.Module], calls: Counter[str], owners: Counter[nn.Parameter]
+) -> str:
     """ "" if this layer may be in a chain, otherwise why not."""
     m = modules[str(node.target)]
     if calls[str(node.target)] > 1:
         return f"called {calls[str(node.target)]} times"
+    most = max((owners[p] for p in m.parameters()), default=0)
+    if most > 2:  # the sum of two gradients has no order
+        return f"its Parameter is that of {most} layers, whose gradients are added in turn"
     if has_hooks(m):
         return "it has hooks"
     if len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], torch.fx.Node):
@@ -167,13 +171,17 @@ def _only_user(node: torch.fx.Node) -> torch.fx.Node | None:
     return users[0]
 
 
-def _grow(node: torch.fx.Node, modules, reason, order, used) -> _Found | None:
+def _grow(node: torch.fx.Node, modules, reason, order, used, gradients: Gradients) -> _Found | None:
     """The longest chain of nodes not yet used that begins with this product, or None."""
     nodes: list[torch.fx.Node] = []
     names: list[str] = []
-    ends_in_relu = False
+    ends: list[_Found] = []  # where the chain could end
     current: torch.fx.Node | None = node
     add = None
+
+    def end(relu: bool) -> None:
+        ends.append(_Found(Plan(tuple(names), add is not None, relu), list(nodes), add))
+
     while current is not None and _is_layer(current, modules, ProductLayer) and not reason(current):
         norm = _only_user(current)
         if norm is None or not _is_layer(norm, modules, BatchNorm) or reason(norm):
@@ -185,22 +193,25 @@ def _grow(node: torch.fx.Node, modules, reason, order, used) -> _Found | None:
             break
         nodes += [current, norm]
         names += [str(current.target), str(norm.target)]
-        ends_in_relu = False
+        end(relu=False)
         after = _only_user(norm)
         if after is not None and after not in used and _adds(after, norm, nodes, order, modules):
             add = after
             nodes.append(after)
+            end(relu=False)
             after = _only_user(after)
         if after is None or after in used or not _is_relu(after, modules):
             break
         nodes.append(after)
-        ends_in_relu = True
+        end(relu=True)
         if add is not None:
             break
         current = _only_user(after)
-    if not names:
-        return None
-    return _Found(Plan(tuple(names), add is not None, ends_in_relu), nodes, add)
+    for found in reversed(ends):
+        found.gradients = gradients.of_chain(node, found.nodes[-1], found.add, found.other)
+        if found.gradients:
+            return found
+    return None
 
 
 def _adjacent(nodes: list[torch.fx.Node], more: list[torch.fx.Node], order: dict) -> bool:
@@ -223,6 +234,10 @@ def _adds(node: torch.fx.Node, norm: torch.fx.Node, nodes: list, order: dict, mo
     return not any(may_mutate(n, modules) for n in between)
 
 
+def _other(add: torch.fx.Node, norm: torch.fx.Node) -> Any:
+    return next(a for a in add.args if a is not norm)
+
+
 def _is_relu(node: torch.fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
         m = modules[str(node.target)]
@@ -238,7 +253,9 @@ def _rewrite(graph: torch.fx.Graph, chain: _Found) -> None:
         modules = [graph.get_attr(name) for name in chain.plan.layers]
         started = graph.call_function(start, (chain.source, None, None, *modules))
     with graph.inserting_before(last):
-        both = graph.call_function(finish, (started, chain.other, chain.plan.relu, *modules))
+        both = graph.call_function(
+            finish, (started, chain.other, chain.plan.relu, chain.gradients is TOGETHER, *modules)
+        )
         z = graph.call_function(operator.getitem, (both, 0))
     last.replace_all_uses_with(z)
     for node in reversed(chain.nodes):

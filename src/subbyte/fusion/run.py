@@ -69,8 +69,10 @@ def start(x: Tensor, x_range: Tensor | None, twin: _Started | None, *layers: Any
     return _Started(x)
 
 
-def finish(started: _Started, other: Tensor | None, relu: bool, *layers: Any) -> tuple[Tensor, Tensor | None]:
-    """(what the chain gives, its range where it is known)."""
+def finish(
+    started: _Started, other: Tensor | None, relu: bool, together: bool, *layers: Any
+) -> tuple[Tensor, Tensor | None]:
+    """(what the chain gives, its range where it is known). together: as Chain takes it."""
     if not started.stages:
         z = started.x if other is None else started.x + other
         return torch.relu(z) if relu else z, None
@@ -80,8 +82,8 @@ def finish(started: _Started, other: Tensor | None, relu: bool, *layers: Any) ->
         shape = (1, -1, *[1] * (ndim - 2))
         params += [product.weight, product.bias]
         params += [None if p is None else p.view(shape) for p in (norm.weight, norm.bias)]
-    x, other, *params = unless_no_grad(started.x, other, *params)
-    z, r, *statistics = Chain.apply(x, started.codes, other, relu, started.stages, *params)
+    other, x, *params = unless_no_grad(other, started.x, *params)
+    z, r, *statistics = Chain.apply(other, x, started.codes, relu, together, started.stages, *params)
     for i, norm in enumerate(layers[1::2]):
         mu, d = statistics[2 * i : 2 * i + 2]
         if norm.track_running_stats:
