@@ -226,7 +226,7 @@ class _Norm:
         self.q, total, factor, self.q_gamma, self.s_gamma, scale, self.saved_scale, self.mu, self.d, self.r = (
             chain_norm.chain_norm(y, r_k, gamma, beta, scheme.granularity == "tensor", *widths, stage.eps)
         )
-        beta = torch.zeros([1] * y.ndim, device=y.device) if beta is None else beta
+        beta = torch.zeros([1] * y.ndim, dtype=torch.float32, device=y.device) if beta is None else beta
         self.operands = (self.q, total, factor, n, bits, self.q_gamma, scale, beta, self.saved_bits)
 
     def kept(self, saved: Tensor) -> PackedQTensor:

@@ -142,7 +142,7 @@ def codes_of_gamma(gamma: Tensor | None, x: Tensor, scheme: NormScheme) -> QTens
     """gamma with one scale: constant inside every sum. Without gamma: the code 1 with scale 1."""
     fmt = scheme.format("weight")
     if gamma is None:
-        one = torch.ones([1] * x.ndim, device=x.device)
+        one = torch.ones([1] * x.ndim, dtype=torch.float32, device=x.device)
         return QTensor(one.to(torch.int8), one, fmt)
     return scheme.quantizer("weight", None)(gamma)
 

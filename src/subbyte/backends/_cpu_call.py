@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..qtensor import is_dense
+
+CPU = torch.device("cpu")
 
 ran: dict[str, str] = {}
 """op -> the kernel that its last call ran."""
@@ -31,6 +33,15 @@ def are(dtypes: torch.dtype | tuple[torch.dtype, ...], *tensors: Tensor) -> bool
         if t.dtype not in allowed or not t.is_cpu:
             return False
     return True
+
+
+def new(
+    size: int | Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """Memory that a kernel fills, of the type it writes, whatever torch's default type and device are."""
+    return torch.empty(size, dtype=dtype, device=CPU, memory_format=memory_format)
 
 
 def dense_float32(x: Tensor) -> Tensor | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..numerics import IntFormat, packed_bytes
 from ..qtensor import is_dense
-from ._cpu_call import axes, call, transposition
+from ._cpu_call import axes, call, new, transposition
 from ._native import INT, INT64, POINTER, function
 
 MAX_COUNT = 1 << 24  # codes of one statistic, as in ops.norm
@@ -40,8 +40,8 @@ def norm_relu(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, other
     z = torch.empty_like(q, dtype=torch.float32)
     if other is not None and (other.shape != q.shape or other.stride() != z.stride()):
         other = torch.empty_like(z).copy_(other)
-    r = torch.empty([1] * q.ndim, dtype=torch.float32)
-    saved, mask = _packed(q, saved_bits), _packed(q, 1) if relu else torch.empty(0, dtype=torch.uint8)
+    r = new([1] * q.ndim)
+    saved, mask = _packed(q, saved_bits), _packed(q, 1) if relu else new(0, torch.uint8)
     arguments = (q.data_ptr(), *shape, *pointers(norm), n, bits, saved_bits)
     outputs = (z.data_ptr(), r.data_ptr(), saved.data_ptr(), mask.data_ptr() if relu else None)
     return (
@@ -66,8 +66,8 @@ def relu_grad(g: Tensor, mask: Tensor, keep: bool):
     shape = shape_of(g, torch.float32)
     if shape is None or not has_bits(mask, g, 1, or_none=True):
         return NotImplemented
-    r = torch.empty([size if i == 1 else 1 for i, size in enumerate(g.shape)], dtype=torch.float32)
-    h = torch.empty_like(g) if keep else torch.empty(0)
+    r = new([size if i == 1 else 1 for i, size in enumerate(g.shape)])
+    h = torch.empty_like(g) if keep else new(0)
     results = (r.data_ptr(), h.data_ptr() if keep else None)
     done = call("relu_grad", _relu_grad, g.data_ptr(), *shape, bits_of(mask), *results)
     return (r, h) if done else NotImplemented
@@ -91,7 +91,7 @@ def norm_grad_sums(q_g: Tensor, saved: Tensor, saved_bits: int):
     if shape is None or not has_bits(saved, q_g, saved_bits) or q_g.numel() > MAX_COUNT * q_g.shape[1]:
         return NotImplemented
     size = [3, *(n if i == 1 else 1 for i, n in enumerate(q_g.shape))]
-    sums, low, high = (torch.empty(size, dtype=torch.int64) for _ in range(3))
+    sums, low, high = (new(size, torch.int64) for _ in range(3))
     results = (sums.data_ptr(), low.data_ptr(), high.data_ptr())
     done = call("norm_grad_sums", _grad_sums, q_g.data_ptr(), *shape, saved.data_ptr(), saved_bits, *results)
     return (sums, low, high) if done else NotImplemented
@@ -102,7 +102,7 @@ def norm_grad_amax(q_g, saved, saved_bits, q_gamma, a, u, v, t):
     if found is None or not _outermost(q_g):
         return NotImplemented
     (shape, operands), samples = found, len(q_g)
-    r = torch.empty([samples, *[1] * (q_g.ndim - 1)])
+    r = new([samples, *[1] * (q_g.ndim - 1)])
     arguments = (q_g.data_ptr(), *shape, saved.data_ptr(), saved_bits, *pointers(operands))
     done = call("norm_grad_amax", _grad_amax, *arguments, samples, r.data_ptr())
     return r if done else NotImplemented
@@ -169,7 +169,7 @@ def pointers(operands: list[Tensor]) -> list[int]:
 
 
 def _packed(x: Tensor, bits: int) -> Tensor:
-    return torch.empty(packed_bytes(x.numel(), bits), dtype=torch.uint8)
+    return new(packed_bytes(x.numel(), bits), torch.uint8)
 
 
 def has_bits(packed: Tensor, x: Tensor, bits: int, or_none: bool = False) -> bool:

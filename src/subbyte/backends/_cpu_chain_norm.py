@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._cpu_call import call, transposition
+from ._cpu_call import call, new, transposition
 from ._cpu_chain import MAX_COUNT, bits_of, has_bits, pointers, shape_of, values_of
 from ._native import DOUBLE, INT, INT64, POINTER, function
 
@@ -35,11 +35,11 @@ def chain_norm(y, r_k, gamma, beta, whole, input_bits, bits, saved_bits, weight_
         return NotImplemented
     weight, offset = (None if t is None else t.contiguous() for t in (gamma, beta))
     each, one = [size if i == 1 else 1 for i, size in enumerate(y.shape)], [1] * y.ndim
-    q, total = torch.empty_like(y, dtype=torch.int8), torch.empty(each, dtype=torch.int64)
-    factor, scale, saved_scale, r = (torch.empty(each, dtype=torch.float32) for _ in range(4))
-    q_gamma = torch.empty(one if gamma is None else gamma.shape, dtype=torch.int8)
-    s_gamma = torch.empty(one, dtype=torch.float32)
-    mu, d = (torch.empty(each, dtype=torch.float64) for _ in range(2))
+    q, total = torch.empty_like(y, dtype=torch.int8), new(each, torch.int64)
+    factor, scale, saved_scale, r = (new(each) for _ in range(4))
+    q_gamma = new(one if gamma is None else gamma.shape, torch.int8)
+    s_gamma = new(one)
+    mu, d = (new(each, torch.float64) for _ in range(2))
     results = (q, total, factor, q_gamma, s_gamma, scale, saved_scale, mu, d, r)
     done = call(
         "chain_norm",
@@ -62,8 +62,8 @@ def chain_norm_grad(g, mask, keep, whole, bits, stream, saved, saved_bits, s_k, 
         return NotImplemented
     scales, weight, deviation, s_weight = operands
     each = [size if i == 1 else 1 for i, size in enumerate(g.shape)]
-    q_g, h = torch.empty_like(g, dtype=torch.int8), torch.empty_like(g) if keep else torch.empty(0)
-    numbers = tuple(torch.empty(each, dtype=torch.float32) for _ in range(7))
+    q_g, h = torch.empty_like(g, dtype=torch.int8), torch.empty_like(g) if keep else new(0)
+    numbers = tuple(new(each) for _ in range(7))
     results = (q_g.data_ptr(), h.data_ptr() if keep else None, *(t.data_ptr() for t in numbers))
     done = call(
         "chain_norm_grad",

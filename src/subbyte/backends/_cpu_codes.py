@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..numerics import IntFormat
-from ._cpu_call import axes, call, dense_float32, transposition
+from ._cpu_call import axes, call, dense_float32, new, transposition
 from ._native import FLOAT, INT, INT64, POINTER, function
 
 _STREAM = (POINTER, INT64, INT64, INT64)  # stream, order
@@ -21,7 +21,7 @@ def absmax_codes(x: Tensor, clip: float, stream: Tensor | None, bits: int, signe
     if found is None:
         return NotImplemented
     (x32, *drawn), fmt = found, IntFormat(bits, signed)
-    codes, scale = torch.empty_like(x32, dtype=fmt.dtype), torch.empty([1] * x.ndim)
+    codes, scale = torch.empty_like(x32, dtype=fmt.dtype), new([1] * x.ndim)
     out = (fmt.qmin, fmt.qmax, codes.data_ptr(), scale.data_ptr())
     done = call("absmax_codes", _absmax, x32.data_ptr(), x32.numel(), clip, *drawn, *out)
     return (codes, scale) if done else NotImplemented
@@ -36,8 +36,8 @@ def shift_codes(
     (x32, *drawn), fmt, groups = found, IntFormat(bits, signed), x.shape[axis]
     of_axis = axes(x32, [axis])
     assert of_axis is not None, "one axis is always one run"
-    codes, scale = torch.empty_like(x32, dtype=fmt.dtype), torch.empty([1] * x.ndim)
-    shift = torch.empty([n if i == axis else 1 for i, n in enumerate(x.shape)], dtype=torch.uint8)
+    codes, scale = torch.empty_like(x32, dtype=fmt.dtype), new([1] * x.ndim)
+    shift = new([n if i == axis else 1 for i, n in enumerate(x.shape)], torch.uint8)
     out = (fmt.qmin, fmt.qmax, codes.data_ptr(), scale.data_ptr(), shift.data_ptr())
     sizes = (x32.numel(), groups, of_axis[1], top, clip)
     done = call("shift_codes", _shift, x32.data_ptr(), *sizes, *drawn, *out)

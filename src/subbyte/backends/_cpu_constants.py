@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ._cpu_call import call
+from ._cpu_call import call, new
 from ._native import DOUBLE, INT, INT64, POINTER, function
 
 _EACH = (POINTER, INT64)  # values, how many
@@ -32,9 +32,9 @@ def norm_constants(s, total, spread, least, greatest, n: int, count: int, l2: bo
     kept = [size for size in shape if size > 1]
     if [size for size in total.shape if size > 1][-len(kept) :] != kept and kept:  # the axes of `over` come first
         return NotImplemented
-    mu, d = (torch.empty(total.shape, dtype=torch.float64) for _ in range(2))
-    factor = torch.empty(total.shape, dtype=torch.float32)
-    scale = torch.empty(shape, dtype=torch.float32)
+    mu, d = (new(total.shape, torch.float64) for _ in range(2))
+    factor = new(total.shape)
+    scale = new(shape)
     out = (t.data_ptr() for t in (mu, d, factor, scale))
     sizes = (total.numel(), scale.numel(), n, count, l2, eps, _L1_FACTOR, bits)
     done = call("norm_constants", _norm, s.data_ptr(), s.numel(), *(t.data_ptr() for t in wide), *sizes, *out)
@@ -47,7 +47,7 @@ def norm_grad_constants(s_g, s_k, s_gamma, d, sum_h, sum_hk, sum_t, n: int, cent
         return NotImplemented
     if not _same(sum_h, (d,), torch.float64):
         return NotImplemented
-    out = [torch.empty(sum_h.shape, dtype=torch.float32) for _ in range(4)]
+    out = [new(sum_h.shape) for _ in range(4)]
     operands = (*_pairs(scales), d.data_ptr(), *(t.data_ptr() for t in sums))
     sizes = (sum_h.numel(), n, centred, l2, _L1_FACTOR)
     done = call("norm_grad_constants", _grad, *operands, *sizes, *(t.data_ptr() for t in out))
@@ -60,7 +60,7 @@ def norm_relu_range(least, greatest, total, factor, n: int, bits: int, q_gamma, 
         return NotImplemented
     if not _each(least, scale, torch.float32) or not _each(least, beta, torch.float32):
         return NotImplemented
-    r = torch.empty(least.shape, dtype=torch.float32)
+    r = new(least.shape)
     operands = (t.data_ptr() for t in (least, greatest, total, factor))
     done = call(
         "norm_relu_range", _relu_range, *operands, least.numel(), n, bits, *_pairs((q_gamma, scale, beta)), r.data_ptr()
@@ -74,7 +74,7 @@ def norm_grad_range(low, high, q_gamma, a, u, v, t) -> Tensor:
         return NotImplemented
     if not _each(like, q_gamma, torch.int8) or not _per_channel(like):
         return NotImplemented
-    r = torch.empty(like.shape, dtype=torch.float32)
+    r = new(like.shape)
     operands = (low.data_ptr(), high.data_ptr(), like.numel(), *_pairs((q_gamma,)))
     done = call("norm_grad_range", _grad_range, *operands, *(x.data_ptr() for x in (a, u, v, t)), r.data_ptr())
     return r if done else NotImplemented
@@ -83,7 +83,7 @@ def norm_grad_range(low, high, q_gamma, a, u, v, t) -> Tensor:
 def shift_exponents(r_k: Tensor, top: int, apart: int) -> tuple[Tensor, Tensor]:
     if not _same(r_k, (r_k,), torch.float32) or r_k.numel() == 0:
         return NotImplemented
-    r, shift = torch.empty([1] * r_k.ndim), torch.empty(r_k.shape, dtype=torch.uint8)
+    r, shift = new([1] * r_k.ndim), new(r_k.shape, torch.uint8)
     done = call("shift_exponents", _exponents, r_k.data_ptr(), r_k.numel(), top, apart, r.data_ptr(), shift.data_ptr())
     return (r, shift) if done else NotImplemented
 

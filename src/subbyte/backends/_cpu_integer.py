@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..numerics import IntFormat, packed_bytes, token_shape
-from ._cpu_call import are, call
+from ._cpu_call import CPU, are, call, new
 from ._native import INT, INT64, POINTER, function
 
 _SHAPE = (INT64, INT64, INT64)  # outer, channels, inner
@@ -28,7 +28,7 @@ def int_amax(x: Tensor, axis: int) -> Tensor:
     if not are(torch.int32, x) or axis not in (-1, 1):
         return NotImplemented
     x = x.contiguous()
-    largest = torch.zeros([n if i == axis else 1 for i, n in enumerate(x.shape)], dtype=torch.int64)
+    largest = torch.zeros([n if i == axis else 1 for i, n in enumerate(x.shape)], dtype=torch.int64, device=CPU)
     done = call("int_amax", _amax, x.data_ptr(), *shape_of(x, axis == 1), largest.data_ptr())
     return largest if done else NotImplemented
 
@@ -39,7 +39,7 @@ def int_quantize(x: Tensor, shift: Tensor, stream: Tensor | None, bits: int, sig
     if not are(torch.int32, x, shift) or not on_cpu or not shift.numel() or (by_channel and not _is_channels(shift, x)):
         return NotImplemented
     x, shift, fmt = x.contiguous(), shift.contiguous(), IntFormat(bits, signed)
-    codes = torch.empty(x.shape, dtype=fmt.dtype)
+    codes = new(x.shape, fmt.dtype)
     source = None if stream is None else stream.data_ptr()
     operands = (x.data_ptr(), *shape_of(x, by_channel), shift.data_ptr(), source)
     return codes if call("int_quantize", _quantize, *operands, fmt.qmin, fmt.qmax, codes.data_ptr()) else NotImplemented
@@ -52,7 +52,7 @@ def int_lookup(codes: Tensor, table: Tensor) -> Tensor:
     if not are(codes.dtype, codes) or not are(table.dtype, table) or table.shape != (codes.shape[1], 256):
         return NotImplemented
     codes, table = codes.contiguous(), table.contiguous()
-    out = torch.empty(codes.shape, dtype=table.dtype)
+    out = new(codes.shape, table.dtype)
     operands = (codes.data_ptr(), signed, *shape_of(codes, True), table.data_ptr(), table.dtype == torch.int8)
     return out if call("int_lookup", _lookup, *operands, out.data_ptr()) else NotImplemented
 
@@ -64,7 +64,7 @@ def int_norm_grad(g: Tensor, k: Tensor, u: Tensor, v: Tensor, a: Tensor, shift: 
     if not u.shape == v.shape == a.shape == each:
         return NotImplemented
     g, k, u, v, a = (t.contiguous() for t in (g, k, u, v, a))
-    dx = torch.empty(g.shape, dtype=torch.int32)
+    dx = new(g.shape, torch.int32)
     coefficients = (u.data_ptr(), v.data_ptr(), a.data_ptr(), int(shift))
     operands = (g.data_ptr(), k.data_ptr(), *shape_of(g, True), fraction, *coefficients)
     return dx if call("int_norm_grad", _norm_grad, *operands, dx.data_ptr()) else NotImplemented
@@ -98,7 +98,7 @@ def int_squared_errors(
         return NotImplemented
     if needed is not None and (not are(torch.uint8, needed) or needed.shape != token_shape(x)):
         return NotImplemented
-    x, fmt, errors = x.contiguous(), IntFormat(bits, signed), torch.empty(candidates, dtype=torch.int64)
+    x, fmt, errors = x.contiguous(), IntFormat(bits, signed), new(candidates, torch.int64)
     needed = None if needed is None else needed.contiguous()
     of_tokens = None if needed is None else needed.data_ptr()
     operands = (x.data_ptr(), *shape_of(x, needed is not None), every, base.data_ptr(), largest.data_ptr(), of_tokens)
@@ -110,7 +110,7 @@ def int_relu(x: Tensor):
     if not are(torch.int32, x):
         return NotImplemented
     x = x.contiguous()
-    y, mask = torch.empty_like(x), torch.empty(packed_bytes(x.numel(), 1), dtype=torch.uint8)
+    y, mask = torch.empty_like(x), new(packed_bytes(x.numel(), 1), torch.uint8)
     done = call("int_relu", _relu, x.data_ptr(), x.numel(), y.data_ptr(), mask.data_ptr())
     return (y, mask) if done else NotImplemented
 

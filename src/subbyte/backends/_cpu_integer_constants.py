@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..numerics import IntFormat
-from ._cpu_call import are, call
+from ._cpu_call import are, call, new
 from ._native import INT, INT64, POINTER, function
 
 _MAX_COUNT = 1 << 19  # codes of one statistic, as in integer.norm
@@ -23,7 +23,7 @@ _running = function("sb_int_running_statistics", *(POINTER,) * 5, *(INT64,) * 3,
 def int_shift_to_fit(largest: Tensor, bits: int, signed: bool) -> Tensor:
     if not are(torch.int64, largest):
         return NotImplemented
-    largest, shift = largest.contiguous(), torch.empty(largest.shape, dtype=torch.int32)
+    largest, shift = largest.contiguous(), new(largest.shape, torch.int32)
     top = IntFormat(bits, signed).qmax
     done = call("int_shift_to_fit", _fit, largest.data_ptr(), largest.numel(), top, shift.data_ptr())
     return shift if done else NotImplemented
@@ -33,7 +33,7 @@ def int_from_float(x: Tensor) -> tuple[Tensor, Tensor]:
     if not x.is_cpu or not x.is_floating_point():
         return NotImplemented
     x = x.to(torch.float32).contiguous()
-    codes, exponent = torch.empty(x.shape, dtype=torch.int32), torch.empty((), dtype=torch.int32)
+    codes, exponent = new(x.shape, torch.int32), new((), torch.int32)
     done = call("int_from_float", _from_float, x.data_ptr(), x.numel(), codes.data_ptr(), exponent.data_ptr())
     return (codes, exponent) if done else NotImplemented
 
@@ -44,7 +44,7 @@ def int_to_float(v: Tensor, exponent: Tensor) -> Tensor:
         return NotImplemented
     if exponent.numel() != 1:
         return NotImplemented
-    v, y = v.contiguous(), torch.empty(v.shape)
+    v, y = v.contiguous(), new(v.shape)
     done = call("int_to_float", _to_float, v.data_ptr(), wide, v.numel(), exponent.data_ptr(), y.data_ptr())
     return y if done else NotImplemented
 
@@ -53,8 +53,8 @@ def int_batch_table(total, spread, least, greatest, n: int, signed: bool, bits: 
     sums = [t.contiguous() for t in (total, spread, least, greatest)]
     if not _channels(total.numel(), *sums, dtype=torch.int64) or n > _MAX_COUNT:  # the reference says what is wrong
         return NotImplemented
-    k, inverse = torch.empty(total.numel(), 256, dtype=torch.int8), torch.empty(total.numel(), dtype=torch.int64)
-    fraction, exponent = (torch.empty(total.numel(), dtype=torch.int32) for _ in range(2))
+    k, inverse = new((total.numel(), 256), torch.int8), new(total.numel(), torch.int64)
+    fraction, exponent = (new(total.numel(), torch.int32) for _ in range(2))
     out = (k, fraction, inverse, exponent)
     done = call("int_batch_table", _table, *_pointers(*sums), total.numel(), n, signed, bits, *_pointers(*out))
     return out if done else NotImplemented
@@ -69,7 +69,7 @@ def int_affine_table(k, fraction, gamma, gamma_e, beta, beta_e) -> tuple[Tensor,
         return NotImplemented
     if not _channels(1, gamma_e.view(-1), beta_e.view(-1), dtype=torch.int32):
         return NotImplemented
-    y, e = torch.empty(channels, 256, dtype=torch.int32), torch.empty((), dtype=torch.int32)
+    y, e = new((channels, 256), torch.int32), new((), torch.int32)
     operands = _pointers(codes[0], numbers[0]), _pointers(codes[1], gamma_e, numbers[1], beta_e, y, e)
     done = call("int_affine_table", _affine, *operands[0], channels, *operands[1])
     return (y, e) if done else NotImplemented
@@ -85,9 +85,9 @@ def int_norm_coefficients(inverse, inverse_e, fraction, gamma, gamma_e, g_e, sum
         return NotImplemented
     if not _channels(channels, gamma, dtype=torch.int8) or not _channels(1, gamma_e.view(-1), dtype=torch.int32):
         return NotImplemented
-    u, v = (torch.empty(channels, dtype=torch.int32) for _ in range(2))
-    shift, exponent = (torch.empty((), dtype=torch.int32) for _ in range(2))
-    out = (u, v, torch.empty(channels, dtype=torch.int64), shift, exponent)
+    u, v = (new(channels, torch.int32) for _ in range(2))
+    shift, exponent = (new((), torch.int32) for _ in range(2))
+    out = (u, v, new(channels, torch.int64), shift, exponent)
     scales = _pointers(inverse, inverse_e, fraction, gamma, gamma_e, g_e)
     operands = (*scales, *(_pointers(*sums) or (None,) * 3), channels, n, *_pointers(*out))
     return out if call("int_norm_coefficients", _coefficients, *operands) else NotImplemented
@@ -100,9 +100,9 @@ def int_running_statistics(mean, var, total, spread, step, n: int, weight: int) 
         return NotImplemented
     if not _channels(channels, total, spread, dtype=torch.int64):
         return NotImplemented
-    new = torch.empty(channels), torch.empty(channels)
-    operands = (*_pointers(mean, var, total, spread, step), channels, n, weight, *_pointers(*new))
-    return new if call("int_running_statistics", _running, *operands) else NotImplemented
+    blended = new(channels), new(channels)
+    operands = (*_pointers(mean, var, total, spread, step), channels, n, weight, *_pointers(*blended))
+    return blended if call("int_running_statistics", _running, *operands) else NotImplemented
 
 
 def _channels(n: int, *tensors: Tensor, dtype: torch.dtype) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..numerics import IntFormat, token_shape
-from ._cpu_call import are, call
+from ._cpu_call import CPU, are, call, new
 from ._cpu_integer import shape_of
 from ._native import INT, INT64, POINTER, function
 
@@ -20,7 +20,8 @@ def int_token_shifts(x: Tensor, bits: int, signed: bool):
     if not are(torch.int32, x) or x.ndim < 2:
         return NotImplemented
     x = x.contiguous()
-    needed, largest = torch.zeros(token_shape(x), dtype=torch.uint8), torch.zeros([1] * x.ndim, dtype=torch.int64)
+    needed = torch.zeros(token_shape(x), dtype=torch.uint8, device=CPU)
+    largest = torch.zeros([1] * x.ndim, dtype=torch.int64, device=CPU)
     operands = (x.data_ptr(), *shape_of(x, True), IntFormat(bits, signed).qmax)
     done = call("int_token_shifts", _shifts, *operands, needed.data_ptr(), largest.data_ptr())
     return (needed, largest) if done else NotImplemented
@@ -35,7 +36,7 @@ def int_quantize_tokens(
     if x.ndim < 2 or needed.shape != token_shape(x):
         return NotImplemented
     x, needed, fmt = x.contiguous(), needed.contiguous(), IntFormat(bits, signed)
-    codes = torch.empty(x.shape, dtype=fmt.dtype)
+    codes = new(x.shape, fmt.dtype)
     source = None if stream is None else stream.data_ptr()
     operands = (x.data_ptr(), *shape_of(x, True), needed.data_ptr(), base.data_ptr(), source, fmt.qmin, fmt.qmax, top)
     return codes if call("int_quantize_tokens", _quantize, *operands, codes.data_ptr()) else NotImplemented

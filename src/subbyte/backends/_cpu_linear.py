@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..numerics import IntFormat, packed_bytes, place_bits
-from ._cpu_call import call, dense_float32
+from ._cpu_call import CPU, call, dense_float32, new
 from ._cpu_products import _GEMM_CALL, _NO_LEADING, _address, _sum_is
 from ._native import FLOAT, INT, INT64, POINTER, function
 
@@ -30,12 +30,12 @@ def linear_forward(x, w, bias, x_top, x_clip: float, x_bits, x_signed, w_top, w_
         return NotImplemented
     (rows, inputs), outputs = x.shape, len(w)
     bias = None if bias is None else bias.to(torch.float32).contiguous()
-    y, sx, sw = torch.empty(rows, outputs), torch.empty(1, 1), torch.empty(1, 1)
-    px, pw = (torch.empty(packed_bytes(t.numel(), b), dtype=torch.uint8) for t, b in ((x, x_bits), (w, w_bits)))
-    places = torch.empty(packed_bytes(rows, place_bits(x_top)) if x_top else 0, dtype=torch.uint8)
-    exponents, w_wide = torch.empty(outputs, 1, dtype=torch.uint8), w_bits
+    y, sx, sw = new((rows, outputs)), new((1, 1)), new((1, 1))
+    px, pw = (new(packed_bytes(t.numel(), b), torch.uint8) for t, b in ((x, x_bits), (w, w_bits)))
+    places = new(packed_bytes(rows, place_bits(x_top)) if x_top else 0, torch.uint8)
+    exponents, w_wide = new((outputs, 1), torch.uint8), w_bits
     if w_block:
-        exponents = torch.empty(packed_bytes(w.numel() // w_block, place_bits(w_top)), dtype=torch.uint8)
+        exponents = new(packed_bytes(w.numel() // w_block, place_bits(w_top)), torch.uint8)
         w_wide += w_top
     left, right = (0, inputs, 1, (x_bits + x_top, x_signed, 0)), (0, inputs, 1, (w_wide, w_signed, 0))
     product = _product(left, right, False, (rows, outputs, inputs), y, (0, 0, bias), 1)
@@ -89,10 +89,10 @@ def linear_backward(
     if any(t is not None and (not t.is_cpu or t.shape != (1, 1)) for t in (x_scale, w_scale)):
         return NotImplemented
     (rows, outputs), of_g = g.shape, (bits + top if tokens else bits, True, 0)
-    grads = [torch.empty(0), torch.empty(0), torch.empty(outputs if sums else 0)]
+    grads = [new(0), new(0), new(outputs if sums else 0)]
     products: list[Any] = [None, None, None]
     if w is not None:
-        grads[0], form = torch.empty(rows, inputs), (*of_g[:2], channel_top) if tokens else (bits, True, top)
+        grads[0], form = new((rows, inputs)), (*of_g[:2], channel_top) if tokens else (bits, True, top)
         exponents = None if w_e is None or w_block else w_e.contiguous()
         w_form = (w_bits + w_top, w_signed, 0) if w_block else (w_bits, w_signed, w_top)
         right = (w.data_ptr(), 1, inputs, w_form)
@@ -100,12 +100,12 @@ def linear_backward(
         left, size = (0, outputs, 1, form), (rows, inputs, outputs)
         products[0] = _product(left, right, w_bits < 8 and not w_block, size, grads[0], scales, 0, exponents)
     if x is not None:
-        grads[1] = torch.empty(outputs, inputs)
+        grads[1] = new((outputs, inputs))
         right = (x.data_ptr(), 1, inputs, (x_bits + x_top, x_signed, 0))
         scales, packed = (1, x_scale.data_ptr(), None), x_places is None and x_bits < 8
         products[1] = _product((0, 1, outputs, of_g), right, packed, (outputs, inputs, rows), grads[1], scales)
     if sums:
-        ones = torch.ones(rows, dtype=torch.int8)
+        ones = torch.ones(rows, dtype=torch.int8, device=CPU)
         left, right = (ones.data_ptr(), rows, 1, (2, True, 0)), (0, 1, outputs, of_g)
         products[2] = _product(left, right, False, (1, outputs, rows), grads[2], (0, 0, None), 1)
     if any(p is None and len(t) for p, t in zip(products, grads, strict=True)):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._cpu_call import are, axes, call, dense, geometry
+from ._cpu_call import are, axes, call, dense, geometry, new
 from ._native import INT, INT64, POINTER, function
 
 _OPERAND = (POINTER, INT64, INT64)  # values, channels, inner
@@ -41,7 +41,7 @@ def norm_stats(q: Tensor, dims: list[int], l2: bool) -> tuple[Tensor, Tensor, Te
     axis = axes(q, kept)
     if axis is None or q.numel() // axis[0] > MAX_COUNT:
         return NotImplemented
-    out = [torch.empty(shape, dtype=torch.int64) for _ in range(4)]
+    out = [new(shape, torch.int64) for _ in range(4)]
     signed = q.dtype == torch.int8
     done = call("norm_stats", _stats, q.data_ptr(), signed, *_whole(q, axis), l2, *(t.data_ptr() for t in out))
     return (out[0], out[1], out[2], out[3]) if done else NotImplemented
@@ -79,7 +79,7 @@ def norm_stats_uncentred(q: Tensor, dims: list[int], l2: bool) -> tuple[Tensor, 
     axis = axes(q, kept)
     if axis is None or q.numel() // axis[0] > MAX_COUNT:
         return NotImplemented
-    spread, most = (torch.empty(shape, dtype=torch.int64) for _ in range(2))
+    spread, most = (new(shape, torch.int64) for _ in range(2))
     pointers = (spread.data_ptr(), most.data_ptr())
     done = call("norm_stats_uncentred", _uncentred, q.data_ptr(), True, *_whole(q, axis), l2, *pointers)
     return (spread, most) if done else NotImplemented
@@ -131,7 +131,7 @@ def norm_grad_stats(
         return NotImplemented
     axis = axes(g, kept)
     assert axis is not None, "or there were no kind"
-    out = [torch.empty(s, dtype=torch.int64) for s in (*(stat_shape,) * 3, *(kind.shape,) * 2)]
+    out = [new(s, torch.int64) for s in (*(stat_shape,) * 3, *(kind.shape,) * 2)]
     pointers = (gamma.data_ptr(), gamma.numel(), *(t.data_ptr() for t in out))
     function, sizes = {
         0: (_grad_stats, _whole(g, axis)),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..numerics import packed_bytes
-from ._cpu_call import axes, call, dense_float32, geometry, transposition
+from ._cpu_call import axes, call, dense_float32, geometry, new, transposition
 from ._cpu_norm import MAX_COUNT, gradient_kind, kept_axes
 from ._native import DOUBLE, INT, INT64, POINTER, function
 
@@ -53,10 +53,10 @@ def norm_forward(
     if r_axis[0] != 1 and tuple(r_axis) != found.statistic:
         return NotImplemented
     y = torch.empty_like(x32)
-    saved = torch.empty(packed_bytes(x32.numel(), saved_bits), dtype=torch.uint8)
-    scale, s_gamma = torch.empty(found.scale_shape), torch.empty([1] * x.ndim)
-    q_gamma = torch.empty([1] * x.ndim if gamma is None else gamma.shape, dtype=torch.int8)
-    mu, d = (torch.empty(found.statistic_shape, dtype=torch.float64) for _ in range(2))
+    saved = new(packed_bytes(x32.numel(), saved_bits), torch.uint8)
+    scale, s_gamma = new(found.scale_shape), new([1] * x.ndim)
+    q_gamma = new([1] * x.ndim if gamma is None else gamma.shape, torch.int8)
+    mu, d = (new(found.statistic_shape, torch.float64) for _ in range(2))
     results = (y, saved, scale, q_gamma, s_gamma, mu, d)
     done = call(
         "norm_forward",
@@ -88,7 +88,7 @@ def norm_backward(
         return NotImplemented
     q_gamma, s_k, saved, d = (t.contiguous() for t in (q_gamma, s_k, saved, d))
     dx = torch.empty_like(g32)
-    dgamma, dbeta = (torch.empty(kind.shape) for _ in range(2))
+    dgamma, dbeta = (new(kind.shape) for _ in range(2))
     done = call(
         "norm_backward",
         _backward,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..numerics import IntFormat, accumulator_bits, packed_bytes, product_bound
-from ._cpu_call import call
+from ._cpu_call import CPU, call, new
 from ._cpu_chain import bits_of, has_bits
 from ._native import INT, INT64, POINTER, function
 
@@ -128,7 +128,7 @@ def _product(op: str, a, ea, a_bits, a_signed, a_max, right: tuple, scales, bias
         ea, eb, bias = _along(ea, -1, k), _along(eb, -2, k), _bias(bias, n)
     except ValueError:
         return NotImplemented
-    out = torch.empty((*lead, m, n), dtype=torch.float32 if scales else sums)
+    out = new((*lead, m, n), torch.float32 if scales else sums)
     (*steps_a, a_row, a_column), (*steps_b, b_row, b_column) = a.stride(), strides
     if scales:
         sa, sb = scales
@@ -179,11 +179,11 @@ def channel_sums(codes: Tensor, bits: int, signed: bool) -> Tensor:
     if rows.is_contiguous():  # channels lie together: ones times pixels of channels
         pixels = rows.view(math.prod(rows.shape[:-1]), rows.shape[-1])
         right = (pixels, pixels.shape, pixels.stride(), *fmt, False)
-        ones = torch.ones(1, len(pixels), dtype=torch.int8)
+        ones = torch.ones(1, len(pixels), dtype=torch.int8, device=CPU)
         sums = _product("channel_sums", ones, None, 2, True, 0, right, None, None)
     else:  # planes of each image times ones
         planes = codes.reshape(*codes.shape[:2], math.prod(codes.shape[2:]))
-        ones = torch.ones(1, planes.shape[2], 1, dtype=torch.int8).expand(len(planes), -1, 1)
+        ones = torch.ones(1, planes.shape[2], 1, dtype=torch.int8, device=CPU).expand(len(planes), -1, 1)
         right = (ones, ones.shape, ones.stride(), None, 2, True, 0, False)
         sums = _product("channel_sums", planes, *fmt, right, None, None)
     return sums if sums is NotImplemented else sums.flatten(1).sum(0, dtype=torch.int64)
@@ -191,10 +191,10 @@ def channel_sums(codes: Tensor, bits: int, signed: bool) -> Tensor:
 
 def _like(a: Tensor, size: list[int], dtype: torch.dtype) -> tuple[Tensor, bool]:
     """(an output of this size in a's memory format, whether its channels lie together), as the op's fake makes it."""
-    out = torch.empty(size, dtype=dtype)
+    out = new(size, dtype)
     last = a.is_contiguous(memory_format=torch.channels_last) and not a.is_contiguous()
     if last and not out.is_contiguous(memory_format=torch.channels_last):
-        out = torch.empty(size, dtype=dtype, memory_format=torch.channels_last)
+        out = new(size, dtype, memory_format=torch.channels_last)
     return out, last
 
 
@@ -232,7 +232,7 @@ def _convolution(
     dtype = torch.float32 if scale is not None else getattr(torch, width)
     if roles == "gx":
         last = last and not (groups > 1 and max(c, o) // groups <= 2)  # by planes, which know one format
-        out = torch.empty(size, dtype=dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
+        out = new(size, dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
     else:
         out, last = _like(a, size, dtype)
     most, scale_part = (*out.shape[:2], 1, 1), [0, 0, 0]
@@ -298,7 +298,7 @@ def scaled_conv2d_grad_input_plus(*args) -> Tensor:
 
 
 def _with_range(product, op: str, channels: int, args: tuple) -> tuple[Tensor, Tensor]:
-    ranges = torch.empty((1, channels, 1, 1), dtype=torch.float32)
+    ranges = new((1, channels, 1, 1))
     out = product(op, ranges, *args)
     return NotImplemented if out is NotImplemented else (out, ranges)
 

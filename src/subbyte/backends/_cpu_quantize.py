@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..numerics import IntFormat
-from ._cpu_call import axes, call, dense_float32, geometry, transposition
+from ._cpu_call import CPU, axes, call, dense_float32, geometry, transposition
 from ._native import INT, INT64, POINTER, function
 
 _OPERAND = (POINTER, INT64, INT64)  # values, channels, inner
@@ -23,7 +23,7 @@ def amax(x: Tensor, axis: int) -> Tensor:
         return NotImplemented
     n = x32.numel()
     shape = [size if i == axis else 1 for i, size in enumerate(x.shape)]
-    r = torch.zeros(shape, dtype=torch.float32)
+    r = torch.zeros(shape, dtype=torch.float32, device=CPU)
     of_axis = axes(x32, [axis] if axis >= 0 else [])
     assert of_axis is not None, "one axis is always one run"
     channels, inner = of_axis

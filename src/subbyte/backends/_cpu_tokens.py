@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..numerics import IntFormat, packed_bytes, place_bits, power_of_two, token_shape, without_common_places
 from ..qtensor import is_dense
-from ._cpu_call import call, dense_float32, ran, transposition
+from ._cpu_call import CPU, call, dense_float32, new, ran, transposition
 from ._cpu_chain import NORM, norm_gradient, norm_operands, norm_relu, pointers
 from ._cpu_norm import norm_grad_apply
 from ._cpu_pack import pack_codes, unpack_codes
@@ -59,7 +59,7 @@ def pack_tokens(codes: Tensor, bits: int, top: int):
         packed = pack_codes(small.as_strided((small.numel(),), (1,)), bits)
         ran["pack_tokens"] = ran.get("pack_codes", "")
         return packed if packed is NotImplemented else (packed, pack_codes(places.flatten(), place_bits(top)))
-    packed = torch.empty(packed_bytes(codes.numel(), bits), dtype=torch.uint8)
+    packed = new(packed_bytes(codes.numel(), bits), torch.uint8)
     places = _places(rows[0], top)
     arguments = (codes.data_ptr(), *rows, bits, top, packed.data_ptr(), places.data_ptr())
     return (packed, places) if call("pack_tokens", _pack, *arguments) else NotImplemented
@@ -68,14 +68,14 @@ def pack_tokens(codes: Tensor, bits: int, top: int):
 def _without_common_places(codes: Tensor, top: int) -> tuple[Tensor, Tensor]:
     if not codes.is_contiguous() or codes.ndim < 2:
         return without_common_places(codes, top)
-    small, places = torch.empty_like(codes), torch.empty(token_shape(codes), dtype=torch.uint8)
+    small, places = torch.empty_like(codes), new(token_shape(codes), torch.uint8)
     operands = (codes.data_ptr(), codes.shape[0], codes.shape[1], math.prod(codes.shape[2:]), top)
     done = call("pack_tokens", _shift, *operands, small.data_ptr(), places.data_ptr())
     return (small, places) if done else without_common_places(codes, top)
 
 
 def unpack_tokens(packed: Tensor, places: Tensor, size, stride, bits: int, signed: bool, top: int):
-    codes = torch.empty_strided(size, stride, dtype=IntFormat(bits, signed).dtype)
+    codes = torch.empty_strided(size, stride, dtype=IntFormat(bits, signed).dtype, device=CPU)
     tokens, width = codes.numel() // max(codes.shape[1], 1), place_bits(top)
     if not _are_bytes(packed, packed_bytes(codes.numel(), bits)) or not _are_bytes(places, packed_bytes(tokens, width)):
         return NotImplemented
@@ -107,9 +107,7 @@ def norm_relu_tokens(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits
         ran["norm_relu_tokens"] = ran.get("quantize_tokens", "")
         return codes, *pack_tokens(codes, next_bits, top), saved, mask
     codes = torch.empty_like(q, dtype=IntFormat(next_bits, next_signed).dtype)
-    packed, saved, mask = (
-        torch.empty(packed_bytes(q.numel(), b), dtype=torch.uint8) for b in (next_bits, saved_bits, 1)
-    )
+    packed, saved, mask = (new(packed_bytes(q.numel(), b), torch.uint8) for b in (next_bits, saved_bits, 1))
     places = _places(rows[0], top)
     arguments = (q.data_ptr(), *rows, *pointers(norm), n, bits, saved_bits, r.data_ptr(), next_bits, next_signed, top)
     outputs = (codes, packed, places, saved, mask)
@@ -136,7 +134,7 @@ def norm_grad_tokens(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, stream, bit
 
 
 def _places(tokens: int, top: int) -> Tensor:
-    return torch.empty(packed_bytes(tokens, place_bits(top)), dtype=torch.uint8)
+    return new(packed_bytes(tokens, place_bits(top)), torch.uint8)
 
 
 def _by_rows(x: Tensor) -> bool:

@@ -69,7 +69,7 @@ def chain_norm(y, r_k, gamma, beta, whole: bool, input_bits: int, bits: int, sav
     q, s = _reference("quantize", y, r, None, None, input_bits, True), numerics.step(r, IntFormat(input_bits))
     total, spread, least, greatest = _reference("norm_stats", q, dims, False)
     mu, d, factor, scale = _reference("norm_constants", s, total, spread, least, greatest, n, n, False, eps, bits, [])
-    one = torch.ones([1] * y.ndim, device=y.device)
+    one = torch.ones([1] * y.ndim, dtype=torch.float32, device=y.device)
     q_gamma, s_gamma = (
         (one.to(torch.int8), one) if gamma is None else _reference("absmax_codes", gamma, 1.0, None, weight_bits, True)
     )

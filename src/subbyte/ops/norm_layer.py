@@ -57,7 +57,7 @@ def norm_forward(
     """
     n, fmt = count(x.shape, dims), IntFormat(input_bits)
     q, s = _reference("quantize", x, r, None, None, input_bits, True), numerics.step(r, fmt)
-    one = torch.ones([1] * x.ndim, device=x.device)
+    one = torch.ones([1] * x.ndim, dtype=torch.float32, device=x.device)
     q_gamma, s_gamma = (
         (one.to(torch.int8), one) if gamma is None else _reference("absmax_codes", gamma, 1.0, None, weight_bits, True)
     )

@@ -48,7 +48,7 @@ class LearnedStep(Quantizer):
 
     def initial_state(self) -> Tensor:
         """(s, v): both 0 until there is data."""
-        return torch.zeros(2)
+        return torch.zeros(2, dtype=torch.float32)
 
     @property
     def learns(self) -> bool:
