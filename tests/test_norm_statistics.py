@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models_for_tests import L1_FACTOR, distance, relative
-from subbyte import AbsMax, PerChannel
+from subbyte import AbsMax, NormScheme, PerChannel
 from subbyte.numerics import draw_stream
 from test_norm_layers import KINDS, batch_norm, float_scheme, images, layer_norm, scheme
 
@@ -78,12 +78,27 @@ def test_frozen_equals_a_float64_model_of_the_same_codes(kind):
     gamma = AbsMax(8)(layer.weight.detach()).dequantize(torch.float64).view(1, -1, 1, 1)
     mean = layer.running_mean.double().view(1, -1, 1, 1)
     d = torch.sqrt(layer.running_var.double() + layer.eps).view(1, -1, 1, 1)
-    assert relative(y, (qx - mean) / d * gamma + layer.bias.double().view(1, -1, 1, 1)) < 1e-5
+    xhat = (qx - mean) / d
+    k = PerChannel(8, axis=1)(xhat.float()).dequantize(torch.float64)
+    assert 1e-3 < distance(k, xhat) < 1e-2
+    assert relative(y, k * gamma + layer.bias.double().view(1, -1, 1, 1)) < 1e-5
     assert relative(data.grad, qg * gamma / d) < 1e-5
-    assert relative(layer.weight.grad, (qg * (qx - mean) / d).sum((0, 2, 3))) < 1e-5
+    assert relative(layer.weight.grad, (qg * k).sum((0, 2, 3))) < 1e-5
     assert relative(layer.bias.grad, qg.sum((0, 2, 3))) < 1e-5
     assert distance(data.grad, g * layer.weight.view(1, -1, 1, 1) / d) > 1e-4
     assert all(torch.equal(a, b) for a, b in zip(before, layer.buffers(), strict=True))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+def test_eval_is_the_function_that_was_trained(bits):
+    """By the statistics of the batch itself it computes what train mode does: with few bits xhat is far from exact."""
+    tensors = dict(input=8, normalized=bits, saved=bits, weight=8, gradient=8)
+    layer, x = batch_norm(NormScheme("l1", **tensors), momentum=1.0), images()
+    train = layer(x)
+    y = layer.eval()(x)
+    assert (y - train).abs().max() < 1e-4 * train.abs().max()
+    exact = F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias)
+    assert distance(y, exact) > 0.1 / 2**bits
 
 
 @pytest.mark.parametrize("kind", KINDS)

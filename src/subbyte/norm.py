@@ -30,6 +30,7 @@ from .observe import LayerRecord
 from .ops.constants import L1_FACTOR
 from .ops.norm_layer import norm_backward, norm_forward
 from .qtensor import QTensor
+from .quantizers import by_axis
 from .scheme import NormScheme
 
 
@@ -200,33 +201,34 @@ def _float_backward(g: Tensor, k: Tensor, d: Tensor, gamma, geo: Geometry, l2: b
 
 
 class FrozenNorm(torch.autograd.Function):
-    """y = gamma (x - mean) / D + beta with a mean and a D that are constants: BatchNorm in eval mode.
+    """y = gamma xhat + beta, xhat = (x - mean) / D with a mean and a D that are constants: BatchNorm in eval mode.
 
-    x travels as codes q, so y = float32(q) * (s gamma / D) + (beta - mean gamma / D); gamma as quantized in training.
-    mean, d: one for each statistic, broadcastable to x.
+    x, xhat and gamma travel as codes, as in training: a net that has learned with few bits of xhat is that function.
+    Each statistic's xhat has the range of this call. Source of mean and D: running statistics, broadcastable to x.
     """
 
     @staticmethod
     def forward(ctx: Any, x, gamma, beta, mean, d, geo: Geometry, scheme: NormScheme, stream, record: LayerRecord):
         saver = Saver()
         with ops.recording(record.kernels), torch.autocast(x.device.type, enabled=False):
-            wide = torch.promote_types(x.dtype, torch.float32)
             mean, d = mean.double(), d.double()
             if scheme.is_float:
-                q, weight = x.to(wide), 1.0 if gamma is None else gamma.double()
+                wide = torch.promote_types(x.dtype, torch.float32)
+                slope = (1.0 if gamma is None else gamma.double()) / d
+                offset = -mean * slope if beta is None else beta.double() - mean * slope
+                y, k = x * slope.to(wide) + offset.to(wide), (x - mean.to(wide)) / d.to(wide)
             else:
                 quantizer = scheme.quantizer("input", geo.input_axis)
-                q, weight = quantizer(x), codes_of_gamma(gamma, x, scheme).dequantize(torch.float64)
+                q, weight = quantizer(x), codes_of_gamma(gamma, x, scheme)
                 record.measure("activation", x, q, quantizer)
-            slope = weight / d
-            offset = -mean * slope if beta is None else beta.double() - mean * slope
-            if isinstance(q, QTensor):
-                y = q.codes.to(torch.float32) * (q.scale.double() * slope).float() + offset.float()
-            else:
-                y = q * slope.to(wide) + offset.to(wide)
+                xhat = q.codes.to(torch.float32) * (q.scale.double() / d).float() - (mean / d).float()
+                k = by_axis(scheme.format("normalized").bits, geo.input_axis, "nearest")(xhat)
+                slope = weight.dequantize(torch.float64) / d
+                y = (k.codes.to(torch.float32) * weight.codes.to(torch.float32)) * (k.scale * weight.scale)
+                y = y if beta is None else y + beta.float()
             if any(ctx.needs_input_grad[:3]):
-                ctx.q, ctx.stream = saver.keep(q if ctx.needs_input_grad[1] else None), saver.keep(stream)
-                ctx.mean, ctx.d, ctx.slope = saver.keep(mean), saver.keep(d), saver.keep(slope)
+                ctx.k, ctx.stream = saver.keep(k if ctx.needs_input_grad[1] else None), saver.keep(stream)
+                ctx.slope = saver.keep(slope)
         ctx.save_for_backward(*saver.tensors)
         ctx.geo, ctx.scheme, ctx.record, ctx.x_dtype = geo, scheme, record, x.dtype
         ctx.params = [None if p is None else (p.shape, p.dtype) for p in (gamma, beta)]
@@ -236,22 +238,22 @@ class FrozenNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor):
         restore = Restorer(ctx.saved_tensors)
-        q, mean, d, slope = restore(ctx.q), restore(ctx.mean), restore(ctx.d), restore(ctx.slope)
-        dims = ctx.geo.param_dims
+        k, slope = restore(ctx.k), restore(ctx.slope)
+        dims, dgamma = ctx.geo.param_dims, None
         with ops.recording(ctx.record.kernels), torch.autocast(g.device.type, enabled=False):
             if ctx.scheme.is_float:
-                codes, scale = g, torch.ones([1] * g.ndim, device=g.device, dtype=torch.float64)
-                wide = torch.promote_types(g.dtype, torch.float32)
+                g = g.to(torch.promote_types(g.dtype, torch.float32))
+                dx, dbeta = g * slope.to(g.dtype), g.sum(dims, keepdim=True)
+                if k is not None:
+                    dgamma = (g * k).sum(dims, keepdim=True)
             else:
                 qg = _codes_of_gradient(g, ctx.geo, ctx.scheme, restore(ctx.stream), ctx.record)
-                codes, scale, wide = qg.codes, qg.scale.double(), torch.float32
-            dx = codes.to(wide) * (scale * slope).to(wide)
-            total = codes.sum(dims, keepdim=True, dtype=torch.int64 if codes.dtype == torch.int8 else None).double()
-            dbeta, dgamma = scale * total, None
-            if q is not None:
-                x_codes, x_scale = (q.codes, q.scale.double()) if isinstance(q, QTensor) else (q, 1.0)
-                both = codes.to(x_codes.dtype) * x_codes if ctx.scheme.is_float else codes.long() * x_codes.long()
-                dgamma = scale * (x_scale * both.sum(dims, keepdim=True).double() - mean * total) / d
+                codes, scale = qg.codes, qg.scale.double()
+                dx = codes.to(torch.float32) * (scale * slope).float()
+                dbeta = scale * codes.sum(dims, keepdim=True, dtype=torch.int64)
+                if k is not None:
+                    both = (codes.long() * k.codes.long()).sum(dims, keepdim=True)
+                    dgamma = scale * k.scale.double() * both
         grads = [dx.to(ctx.x_dtype) if ctx.needs_input_grad[0] else None]
         for p, like, need in zip((dgamma, dbeta), ctx.params, ctx.needs_input_grad[1:3], strict=True):
             grads.append(None if p is None or like is None or not need else p.reshape(like[0]).to(like[1]))

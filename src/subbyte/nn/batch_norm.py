@@ -16,7 +16,8 @@ class BatchNorm(NormLayer):
     """What the three have in common. Buffers stay in torch's units, whichever statistic is used.
 
     running_var <- D^2 - eps (L1) or the unbiased variance (L2), so that sqrt(running_var + eps) is what eval divides by
-    and float checkpoints load and save unchanged: in eval mode it is the float BatchNorm of its buffers, on codes.
+    and float checkpoints load and save unchanged: in eval mode it is the BatchNorm of its buffers, with x, xhat and
+    gamma in codes as in training.
     """
 
     num_features: int

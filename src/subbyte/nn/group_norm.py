@@ -46,7 +46,7 @@ class InstanceNorm(_GroupStatistics):
     """What the three have in common: GroupNorm with a channel a group; torch's forward checks shapes and calls this.
 
     With running statistics they get the mean over samples of mu and of what BatchNorm would take from D, and eval mode
-    is the float InstanceNorm of its buffers, on codes.
+    is the InstanceNorm of its buffers, in codes as in training.
     """
 
     eps: float
