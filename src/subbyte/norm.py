@@ -216,7 +216,8 @@ class FrozenNorm(torch.autograd.Function):
                 wide = torch.promote_types(x.dtype, torch.float32)
                 slope = (1.0 if gamma is None else gamma.double()) / d
                 offset = -mean * slope if beta is None else beta.double() - mean * slope
-                y, k = x * slope.to(wide) + offset.to(wide), (x - mean.to(wide)) / d.to(wide)
+                y = x * slope.to(wide) + offset.to(wide)
+                k = (x - mean.to(wide)) / d.to(wide) if ctx.needs_input_grad[1] else None
             else:
                 quantizer = scheme.quantizer("input", geo.input_axis)
                 q, weight = quantizer(x), codes_of_gamma(gamma, x, scheme)

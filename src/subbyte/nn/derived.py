@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from torch import nn
-
-D = TypeVar("D", bound="Derived")
 
 
 class Derived(nn.Module):
