@@ -24,9 +24,11 @@ CLIPPED, BY_SAMPLE, BY_TOKEN = (
         sb.TokenShiftQuant(4, rounding="stochastic"),
     )
 )
+FEW_BITS = dataclasses.replace(BY_TOKEN, norm=sb.NormScheme("l1", 4, 4, 4, 4, 4, clip=0.6, groups=5))
 TOKENS = dataclasses.replace(
     BY_TOKEN, layer=dataclasses.replace(BY_TOKEN.layer, activation=sb.TokenShiftQuant(4, groups=3, clip=0.6))
 )
+OWN = {"clip": CLIPPED, "by sample": BY_SAMPLE, "by token": BY_TOKEN, "all by token": TOKENS, "few bits": FEW_BITS}
 PASSES = ("chain_norm", "norm_relu_tokens", "chain_norm_grad", "norm_grad_tokens")
 
 
@@ -117,11 +119,7 @@ def test_resnets_bit_for_bit(name, layout):
     assert not set(PASSES) & set(unfused.layer1[0].bn1.record.kernels)
 
 
-@pytest.mark.parametrize(
-    "scheme",
-    ["int4", "int6", "int8", CLIPPED, BY_SAMPLE, BY_TOKEN, TOKENS],
-    ids=["int4", "int6", "int8", "clip", "by sample", "by token", "all by token"],
-)
+@pytest.mark.parametrize("scheme", ["int4", "int6", "int8", *OWN.values()], ids=["int4", "int6", "int8", *OWN])
 def test_recipes(scheme):
     x = images(3, 3, 7, 5)
     assert_same(*pair(Net(Block(8), Block(8, swapped=True)), scheme, x), x)

@@ -52,7 +52,9 @@ def test_conversion_changes_no_state_and_can_be_undone() -> None:
     assert torch.isfinite(model(x)).all()
 
 
-@pytest.mark.parametrize("case", ["Tanh", "LayerNorm", "padding", "second input", "two outputs", "hook", "l2", "mul"])
+@pytest.mark.parametrize(
+    "case", ["Tanh", "LayerNorm", "padding", "second input", "two outputs", "hook", "l2", "clip", "mul"]
+)
 def test_what_has_no_step_is_refused_by_name_and_the_model_stays(case: str) -> None:
     scheme = sb.Scheme.from_name(RECIPE)
     model, said = mlp(), case
@@ -68,6 +70,9 @@ def test_what_has_no_step_is_refused_by_name_and_the_model_stays(case: str) -> N
     elif case == "l2":
         norm = dataclasses.replace(scheme.norm, kind="l2")
         scheme, said = dataclasses.replace(scheme, norm=norm), "'2'.*l2"
+    elif case == "clip":
+        norm = dataclasses.replace(scheme.norm, clip=0.5)
+        scheme, said = dataclasses.replace(scheme, norm=norm), "'2'.*unclipped"
     else:
 
         class Other(nn.Module):

@@ -1,5 +1,6 @@
 """BatchNorm2d and LayerNorm, L1 and L2: float64 models on codes, gradcheck, torch's buffers, frozen statistics."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 import subbyte as sb
 from models_for_tests import L1_FACTOR, RECIPES, distance, norm_float64, relative
-from subbyte import AbsMax, NormScheme, PerChannel, Scheme
+from subbyte import AbsMax, NormScheme, PerChannel, Scheme, TokenShiftQuant
 from subbyte.autograd import STREAMS
 from subbyte.numerics import draw_stream
 
@@ -64,6 +65,10 @@ def model(x, gamma, beta, g, scheme, eps, dims, param_dims, input_axis, gradient
         rounding = "nearest" if stream is None else "stochastic"
         fine = axis is not None and scheme.granularity == "channel"
         q = PerChannel(bits, rounding=rounding, axis=axis) if fine else AbsMax(bits, rounding=rounding)
+        if t is g and scheme.groups > 1:
+            q = TokenShiftQuant(bits, rounding=rounding, groups=scheme.groups)
+        if t is x:
+            q = dataclasses.replace(q, clip=scheme.clip)
         return q(t.detach(), stream).dequantize(torch.float64)
 
     x = codes(x, scheme.input, input_axis)
@@ -165,16 +170,18 @@ def test_norms_of_the_recipes(recipe):
         assert_close(ours, expected, exact(x, gamma, beta, g, geometry[0], layer.eps, "l1"))
 
 
-@pytest.mark.parametrize("bits", [2, 3, 5, 8])
+@pytest.mark.parametrize(("clip", "groups"), [(1.0, 1), (0.6, 2), (0.3, 1)])
+@pytest.mark.parametrize("bits", [2, 3, 5, 7, 8])
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_bits(kind, bits):
-    s = NormScheme(kind, bits, bits, bits, bits, bits)
-    layer, x = batch_norm(s), images()
-    ours, g, stream = run(layer, x)
-    gamma, beta = (p.view(1, -1, 1, 1) for p in (layer.weight, layer.bias))
-    dims = (0, 2, 3)
-    for a, b in zip(ours, model(x, gamma, beta, g, s, layer.eps, dims, dims, 1, 1, stream), strict=True):
-        assert relative(a, b) < 1e-5
+def test_any_bits(kind, bits, clip, groups):
+    s = NormScheme(kind, bits, bits, bits, bits, bits, clip=clip, groups=groups if bits < 8 else 1)
+    for layer, x in ((batch_norm(s), images()), (layer_norm(s), torch.randn(30, 24))):
+        ours, g, stream = run(layer, x)
+        view = (1, -1, 1, 1) if x.ndim == 4 else (1, -1)
+        gamma, beta = (p.view(view) for p in (layer.weight, layer.bias))
+        geometry = ((0, 2, 3), (0, 2, 3), 1, 1) if x.ndim == 4 else ((1,), (0,), 0, None)
+        for a, b in zip(ours, model(x, gamma, beta, g, s, layer.eps, *geometry, stream), strict=True):
+            assert relative(a, b) < 1e-5
 
 
 # ---------------------------------------------------------------------------------------------------- pass-through

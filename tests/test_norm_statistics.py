@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models_for_tests import L1_FACTOR, distance, relative
-from subbyte import AbsMax, NormScheme, PerChannel
+from subbyte import AbsMax, NormScheme, PerChannel, TokenShiftQuant
 from subbyte.numerics import draw_stream
 from test_norm_layers import KINDS, batch_norm, float_scheme, images, layer_norm, scheme
 
@@ -60,8 +60,10 @@ def test_eval_is_the_float_batch_norm_of_its_buffers(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_frozen_equals_a_float64_model_of_the_same_codes(kind):
-    layer, x = batch_norm(scheme(kind)), images()
+@pytest.mark.parametrize(("clip", "groups"), [(1.0, 1), (0.6, 3)])
+def test_frozen_equals_a_float64_model_of_the_same_codes(kind, clip, groups):
+    bits = 8 if groups == 1 else 6
+    layer, x = batch_norm(scheme(kind, gradient=bits, clip=clip, groups=groups)), images()
     for _ in range(3):
         layer(x)
     layer.eval()
@@ -73,8 +75,10 @@ def test_frozen_equals_a_float64_model_of_the_same_codes(kind):
     y.backward(g)
     torch.manual_seed(9)
     stream = draw_stream(1)[0]
-    qx = PerChannel(8, axis=1)(x).dequantize(torch.float64)
-    qg = PerChannel(8, rounding="stochastic", axis=1)(g, stream).dequantize(torch.float64)
+    qx = PerChannel(8, axis=1, clip=clip)(x).dequantize(torch.float64)
+    by_channel = PerChannel(bits, rounding="stochastic", axis=1)
+    by_token = TokenShiftQuant(bits, rounding="stochastic", groups=groups)
+    qg = (by_token if groups > 1 else by_channel)(g, stream).dequantize(torch.float64)
     gamma = AbsMax(8)(layer.weight.detach()).dequantize(torch.float64).view(1, -1, 1, 1)
     mean = layer.running_mean.double().view(1, -1, 1, 1)
     d = torch.sqrt(layer.running_var.double() + layer.eps).view(1, -1, 1, 1)
@@ -89,11 +93,12 @@ def test_frozen_equals_a_float64_model_of_the_same_codes(kind):
     assert all(torch.equal(a, b) for a, b in zip(before, layer.buffers(), strict=True))
 
 
+@pytest.mark.parametrize("clip", [1.0, 0.6])
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
-def test_eval_is_the_function_that_was_trained(bits):
+def test_eval_is_the_function_that_was_trained(bits, clip):
     """By the statistics of the batch itself it computes what train mode does: with few bits xhat is far from exact."""
     tensors = dict(input=8, normalized=bits, saved=bits, weight=8, gradient=8)
-    layer, x = batch_norm(NormScheme("l1", **tensors), momentum=1.0), images()
+    layer, x = batch_norm(NormScheme("l1", **tensors, clip=clip), momentum=1.0), images()
     train = layer(x)
     y = layer.eval()(x)
     assert (y - train).abs().max() < 1e-4 * train.abs().max()

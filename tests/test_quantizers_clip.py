@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from subbyte import ops
 from subbyte.numerics import RANGE_FLOOR
-from subbyte.quantizers import SAWB, AbsMax, MSEClip, Quantizer, ShiftQuant
+from subbyte.quantizers import SAWB, AbsMax, MSEClip, PerChannel, Quantizer, ShiftQuant
 from subbyte.quantizers.clip import BINS, SAWB_COEFFICIENTS
 from test_quantizers import sample
 
@@ -158,6 +158,7 @@ CLIPPED = [
     AbsMax(8, rounding="stochastic", clip=0.9),
     ShiftQuant(4, groups=9, rounding="stochastic", clip=0.5),
     ShiftQuant(3, groups=3, clip=0.7, axis=0),
+    PerChannel(4, axis=1, clip=0.6),
 ]
 
 
@@ -203,6 +204,6 @@ def test_a_clip_of_zeros_of_the_smallest_and_of_no_numbers(quantizer: Quantizer)
 
 @pytest.mark.parametrize("clip", [0.0, -0.5, 1.5, math.nan])
 def test_a_clip_is_a_share(clip: float):
-    for kind in (AbsMax, ShiftQuant):
+    for kind in (AbsMax, PerChannel, ShiftQuant):
         with pytest.raises(ValueError, match="clip is a share of the largest magnitude"):
             kind(4, clip=clip)

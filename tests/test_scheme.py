@@ -41,9 +41,9 @@ def norms(draw) -> NormScheme:
     if draw(st.booleans()):
         return NormScheme(kind, None, None, None, None, None, granularity)
     normalized = draw(bits)
-    return NormScheme(
-        kind, draw(bits), normalized, draw(st.integers(2, normalized)), draw(bits), draw(bits), granularity
-    )
+    saved, gradient = draw(st.integers(2, normalized)), draw(bits)
+    clip, groups = draw(st.sampled_from([1.0, 0.6])), draw(st.integers(1, 9 - gradient))
+    return NormScheme(kind, draw(bits), normalized, saved, draw(bits), gradient, granularity, clip, groups)
 
 
 patterns = st.sampled_from(["fc", "layer?.*", "*", "re:layer[1-3]\\..*", "re:(a|b)", "[ab]"])
@@ -241,6 +241,12 @@ def test_wrong_norms():
         NormScheme(normalized=4, saved=8)
     with pytest.raises(ValueError, match="did you mean 'channel'"):
         NormScheme(granularity="chanel")
+    with pytest.raises(ValueError, match=r"clip is a share .* not 1.5"):
+        NormScheme(clip=1.5)
+    with pytest.raises(ValueError, match="4 bits leave room in 8 for 1 to 5 groups, not 6"):
+        NormScheme(gradient=4, groups=6)
+    with pytest.raises(ValueError, match="a float norm has no codes"):
+        NormScheme("l1", None, None, None, None, None, groups=2)
 
 
 @pytest.mark.parametrize("wrong", [4, "AbsMax", AbsMax, True])

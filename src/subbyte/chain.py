@@ -28,6 +28,7 @@ from .observe import LayerRecord
 from .ops import chain as passes
 from .ops import chain_norm
 from .ops import norm as norm_ops
+from .ops.dispatch import dispatched
 from .products import Products
 from .qtensor import PackedQTensor, QTensor
 from .quantizers import Quantizer, TokenShiftQuant
@@ -224,7 +225,9 @@ class _Norm:
         bits, self.saved_bits = scheme.format("normalized").bits, scheme.format("saved").bits
         widths = (scheme.format("input").bits, bits, self.saved_bits, scheme.format("weight").bits)
         self.q, total, factor, self.q_gamma, self.s_gamma, scale, self.saved_scale, self.mu, self.d, self.r = (
-            chain_norm.chain_norm(y, r_k, gamma, beta, scheme.granularity == "tensor", *widths, stage.eps)
+            chain_norm.chain_norm(
+                y, numerics.clipped(r_k, scheme.clip), gamma, beta, scheme.granularity == "tensor", *widths, stage.eps
+            )
         )
         beta = torch.zeros([1] * y.ndim, dtype=torch.float32, device=y.device) if beta is None else beta
         self.operands = (self.q, total, factor, n, bits, self.q_gamma, scale, beta, self.saved_bits)
@@ -266,11 +269,17 @@ class _NormGradient:
     def __init__(self, g: Tensor, k: PackedQTensor, mask: Tensor, gamma: tuple[Tensor, Tensor], d, stage, keep: bool):
         self.stage = stage
         scheme, xhat, (q_gamma, s_gamma) = stage.norm, (k.packed, k.format.bits), gamma
-        form = (keep, scheme.granularity == "tensor", scheme.format("gradient").bits, stage.norm_stream)
+        form = (scheme.granularity == "tensor", scheme.format("gradient").bits, stage.norm_stream)
         self.g = _laid_out(g, k)
-        q_g, self.masked, *constants, self.r, self.gamma, self.beta = chain_norm.chain_norm_grad(
-            self.g, mask, *form, *xhat, k.scale, q_gamma, s_gamma, d
-        )
+        forward = (*xhat, k.scale, q_gamma, s_gamma, d)
+        if scheme.groups > 1:
+            r_k, self.masked = passes.relu_grad(self.g, mask, True)
+            quantizer = scheme.quantizer("gradient", None, "stochastic")
+            q = quantizer.represent(self.masked, stage.norm_stream, _whole(r_k))
+            q_g, found = q.codes, chain_norm.sums_of_gradient(dispatched, q.codes, q.scale, *forward)
+        else:
+            q_g, self.masked, *found = chain_norm.chain_norm_grad(self.g, mask, keep, *form, *forward)
+        *constants, self.r, self.gamma, self.beta = found
         self.operands = (q_g, *xhat, q_gamma, *constants)
 
     def to_codes(self) -> QTensor:

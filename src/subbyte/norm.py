@@ -28,7 +28,8 @@ from .autograd import Restorer, Saver
 from .numerics import draw_stream
 from .observe import LayerRecord
 from .ops.constants import L1_FACTOR
-from .ops.norm_layer import norm_backward, norm_forward
+from .ops.dispatch import dispatched
+from .ops.norm_layer import norm_backward, norm_forward, norm_gradients
 from .qtensor import QTensor
 from .quantizers import by_axis
 from .scheme import NormScheme
@@ -148,11 +149,18 @@ def codes_of_gamma(gamma: Tensor | None, x: Tensor, scheme: NormScheme) -> QTens
     return scheme.quantizer("weight", None)(gamma)
 
 
-def _codes_of_gradient(g: Tensor, geo: Geometry, scheme: NormScheme, stream, record: LayerRecord) -> QTensor:
+def _codes_of_gradient(
+    g: Tensor, geo: Geometry, scheme: NormScheme, stream, record: LayerRecord
+) -> tuple[Tensor, Tensor]:
+    """(codes in g's memory order, scale)."""
     quantizer = scheme.quantizer("gradient", geo.gradient_axis, "stochastic")
-    qg = quantizer(g, draw_stream(1, g.device)[0] if stream is None else stream)  # a layer in eval mode: not drawn yet
-    record.measure("gradient", g, qg, quantizer)
-    return qg
+    stream = draw_stream(1, g.device)[0] if stream is None else stream  # a layer in eval mode: not drawn yet
+    shaped = g.flatten(1, geo.lead) if scheme.groups > 1 and geo.lead else g  # tokens: all axes but that of channels
+    qg = quantizer(shaped, stream)
+    record.measure("gradient", shaped, qg, quantizer)
+    if shaped is g:
+        return qg.codes, qg.scale
+    return _laid_out(qg.codes.view(g.shape), g.stride()), qg.scale.view([1] * g.ndim)
 
 
 def _forward(x: Tensor, gamma, beta, geo: Geometry, scheme: NormScheme, eps: float, record: LayerRecord):
@@ -164,15 +172,19 @@ def _forward(x: Tensor, gamma, beta, geo: Geometry, scheme: NormScheme, eps: flo
     return y, mu, saved, scale, q_gamma, s_gamma, d
 
 
-def _backward(g: Tensor, kept: list[Tensor], stream, geo: Geometry, scheme: NormScheme, record: LayerRecord):
+def _backward(g: Tensor, kept: Any, stream, geo: Geometry, scheme: NormScheme, record: LayerRecord):
+    dims, over, l2 = list(geo.dims), list(geo.param_dims), scheme.kind == "l2"
+    saved = scheme.format("saved").bits
+    if scheme.groups > 1:
+        q, s = _codes_of_gradient(g, geo, scheme, stream, record)
+        form: dict[str, Any] = dict(dims=dims, over=over, saved_bits=saved, l2=l2, centred=geo.centred)
+        return norm_gradients(dispatched, q, s, *kept, **form)
     quantizer = scheme.quantizer("gradient", geo.gradient_axis, "stochastic")
     stream = draw_stream(1, g.device)[0] if stream is None else stream  # a layer in eval mode: not drawn yet
     if record.armed:
         record.measure("gradient", g, quantizer(g, stream), quantizer)
     r, _, _ = quantizer.ranges(g)
-    bits = (scheme.format(t).bits for t in ("gradient", "saved"))
-    form = (list(geo.dims), list(geo.param_dims), *bits, scheme.kind == "l2", geo.centred)
-    return norm_backward(g, r, stream, *kept, *form)
+    return norm_backward(g, r, stream, *kept, dims, over, scheme.format("gradient").bits, saved, l2, geo.centred)
 
 
 def _float_forward(x: Tensor, gamma, beta, geo: Geometry, l2: bool, eps: float):
@@ -248,8 +260,8 @@ class FrozenNorm(torch.autograd.Function):
                 if k is not None:
                     dgamma = (g * k).sum(dims, keepdim=True)
             else:
-                qg = _codes_of_gradient(g, ctx.geo, ctx.scheme, restore(ctx.stream), ctx.record)
-                codes, scale = qg.codes, qg.scale.double()
+                codes, scale = _codes_of_gradient(g, ctx.geo, ctx.scheme, restore(ctx.stream), ctx.record)
+                scale = scale.double()
                 dx = codes.to(torch.float32) * (scale * slope).float()
                 dbeta = scale * codes.sum(dims, keepdim=True, dtype=torch.int64)
                 if k is not None:

@@ -90,6 +90,8 @@ class NormScheme:
     weight       gamma (nearest, one scale)
     gradient     the gradient of the output (stochastic)
     granularity  channel: the finest scale that its sums allow; tensor: one scale
+    clip         the share of x's range that its codes have steps for; what lies beyond gets the last one, and so xhat
+    groups       of tokens, for the gradient: with more than 1 it is TokenShiftQuant's, and has one scale
     """
 
     kind: str = "l1"
@@ -99,6 +101,8 @@ class NormScheme:
     weight: int | None = 8
     gradient: int | None = 8
     granularity: str = "channel"
+    clip: float = 1.0
+    groups: int = 1
 
     def __post_init__(self) -> None:
         if self.kind not in NORM_KINDS:
@@ -118,6 +122,10 @@ class NormScheme:
                 IntFormat(b)
         if self.saved is not None and self.normalized is not None and self.saved > self.normalized:
             raise ValueError(f"saved ({self.saved} bits) cannot exceed normalized ({self.normalized} bits)")
+        if self.input is not None and self.gradient is not None:  # these say what is wrong
+            AbsMax(self.input, clip=self.clip), TokenShiftQuant(self.gradient, groups=self.groups)
+        elif (self.clip, self.groups) != (1, 1):
+            raise ValueError(f"a float norm has no codes that a clip of {self.clip} or {self.groups} groups are for")
 
     @property
     def is_float(self) -> bool:
@@ -130,13 +138,17 @@ class NormScheme:
 
     def quantizer(self, tensor: str, axis: int | None, rounding: str = "nearest") -> Quantizer:
         """The quantizer of one of its tensors; axis: where a finer scale is allowed, None if nowhere."""
-        return quantizers.by_axis(getattr(self, tensor), None if self.granularity == "tensor" else axis, rounding)
+        if tensor == "gradient" and self.groups > 1:
+            return TokenShiftQuant(self.format(tensor).bits, rounding=rounding, groups=self.groups)
+        axis, clip = None if self.granularity == "tensor" else axis, self.clip if tensor == "input" else 1.0
+        return quantizers.by_axis(getattr(self, tensor), axis, rounding, clip)
 
     def __str__(self) -> str:
         if self.is_float:
             return f"{self.kind} float"
         xhat = f"s{self.normalized}/s{self.saved} saved"
-        return f"{self.kind} x=s{self.input}, xhat={xhat}, w=s{self.weight}, g=s{self.gradient}"
+        clip, groups = f" clip {self.clip:g}" * (self.clip < 1), f" {self.groups} groups of tokens" * (self.groups > 1)
+        return f"{self.kind} x=s{self.input}{clip}, xhat={xhat}, w=s{self.weight}, g=s{self.gradient}{groups}"
 
 
 @dataclass(frozen=True)

@@ -27,26 +27,15 @@ def rows(scheme: Any) -> list[Row]:
     norms = [("norms", scheme.norm), *((f"override {p}", s) for p, s in scheme.overrides if hasattr(s, "granularity"))]
     for where, norm in norms:
         scale = "finest that the sums allow" if norm.granularity == "channel" else "one for the tensor"
-        for label, bits in (("input", norm.input), ("normalized", norm.normalized), ("saved", norm.saved)):
-            out.append((where, f"{norm.kind} {label}", "float" if bits is None else f"s{bits}", "nearest", scale))
-        out.append(
-            (
-                where,
-                f"{norm.kind} weight",
-                "float" if norm.weight is None else f"s{norm.weight}",
-                "nearest",
-                "AbsMax",
-            )
-        )
-        out.append(
-            (
-                where,
-                f"{norm.kind} gradient",
-                "float" if norm.gradient is None else f"s{norm.gradient}",
-                "stochastic",
-                scale,
-            )
-        )
+        clip, groups = f", clip {norm.clip:g}" * (norm.clip < 1), f"{norm.groups} groups of tokens"
+        for label, bits, rounding, how in (
+            ("input", norm.input, "nearest", scale + clip),
+            ("normalized", norm.normalized, "nearest", scale),
+            ("saved", norm.saved, "nearest", scale),
+            ("weight", norm.weight, "nearest", "AbsMax"),
+            ("gradient", norm.gradient, "stochastic", groups if norm.groups > 1 else scale),
+        ):
+            out.append((where, f"{norm.kind} {label}", "float" if bits is None else f"s{bits}", rounding, how))
     if scheme.integer_only:
         out.append(("everywhere", "between layers", "int32", "nearest", "2^e, one for the tensor"))
         out.append(("everywhere", "scales", "2^e", "up", "powers of two: a change of scale is a shift"))

@@ -21,8 +21,8 @@ MOMENTUM_BITS = 16
 def refuses(module: Any) -> str:
     """ "" or the setting of a norm that has no integer-only form."""
     s = module.scheme
-    if s.is_float or s.kind != "l1" or s.granularity != "channel":
-        return f"its scheme is {s}; integer-only takes L1 statistics of codes with a scale for each channel"
+    if s.is_float or s.kind != "l1" or (s.granularity, s.clip, s.groups) != ("channel", 1, 1):
+        return f"its scheme is {s}; integer-only takes L1 statistics of codes with a scale for each channel, unclipped"
     return ""
 
 

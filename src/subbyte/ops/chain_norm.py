@@ -6,6 +6,8 @@ bit, the ops that its body names. The channel is axis 1 of every tensor here, a 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
@@ -106,11 +108,14 @@ def chain_norm_grad(
     r = _range(r_k, whole)
     s = numerics.step(r, IntFormat(bits))
     q_g = _reference("relu_grad_quantize", g, mask, r, stream, bits)
-    (sum_g, sum_gk, sum_t), low, high = _reference("norm_grad_sums", q_g, saved, saved_bits)
-    weight = q_gamma.to(torch.int64)
-    n = count(g.shape, _rest(g))
-    constants = _reference(
-        "norm_grad_constants", s, s_k, s_gamma, d, weight * sum_g, weight * sum_gk, sum_t, n, True, False
-    )
-    r_dx = _reference("norm_grad_range", low, high, q_gamma, *constants)
-    return q_g, h, *constants, r_dx, sum_gk.float() * (s * s_k), sum_g.float() * s
+    return q_g, h, *sums_of_gradient(registered, q_g, s, saved, saved_bits, s_k, q_gamma, s_gamma, d)
+
+
+def sums_of_gradient(ops: Mapping[str, Callable], q_g, s, saved, saved_bits: int, s_k, q_gamma, s_gamma, d):
+    """(a, u, v, t, r, dgamma, dbeta) of chain_norm_grad, of codes q_g with the scale s, by these ops."""
+    (sum_g, sum_gk, sum_t), low, high = ops["norm_grad_sums"](q_g, saved, saved_bits)
+    weight, n = q_gamma.to(torch.int64), count(q_g.shape, _rest(q_g))
+    sums = (weight * sum_g, weight * sum_gk, sum_t)
+    constants = ops["norm_grad_constants"](s, s_k, s_gamma, d, *sums, n, True, False)
+    r = ops["norm_grad_range"](low, high, q_gamma, *constants)
+    return *constants, r, sum_gk.float() * (s * s_k), sum_g.float() * s

@@ -25,6 +25,9 @@ library = torch.library.Library("subbyte", "DEF")
 registered: dict[str, Callable] = {}
 """op name -> its reference, for tests and tables."""
 
+dispatched: dict[str, Callable] = {}
+"""op name -> what callers use: the function that `op` returned."""
+
 last_kernel: dict[str, str] = {}
 """op name -> the kernel that ran it last, in any thread. Tests assert on it."""
 
@@ -66,6 +69,7 @@ def op(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
         def call(*args):
             return run(*args) if _eager(args) else overload(*args)
 
+        dispatched[name] = call
         return call
 
     return register

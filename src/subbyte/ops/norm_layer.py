@@ -6,6 +6,8 @@ the passes stay in memory that is used again. Each equals, bit for bit, the ops 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
@@ -97,11 +99,17 @@ def norm_backward(
     r: float32, the range of g, broadcastable to g and constant over dims and over; s_k: the scale of saved.
     = quantize(g, stochastic), norm_grad_stats, norm_grad_constants, norm_grad_apply
     """
-    fmt = IntFormat(bits)
-    q, s = _reference("quantize", g, r, None, stream, bits, True), numerics.step(r, fmt)
-    k = _reference("unpack_codes", saved, g.numel(), saved_bits, True).as_strided(q.shape, q.stride())
-    sum_h, sum_hk, sum_t, sum_g, sum_gk = _reference("norm_grad_stats", q, k, q_gamma, dims, over)
-    n = count(g.shape, dims)
-    auvt = _reference("norm_grad_constants", s, s_k, s_gamma, d, sum_h, sum_hk, sum_t, n, centred, l2)
-    dx = _reference("norm_grad_apply", q, k, q_gamma, *auvt, l2)
+    q, s = _reference("quantize", g, r, None, stream, bits, True), numerics.step(r, IntFormat(bits))
+    return norm_gradients(registered, q, s, saved, s_k, q_gamma, s_gamma, d, dims, over, saved_bits, l2, centred)
+
+
+def norm_gradients(
+    ops: Mapping[str, Callable], q, s, saved, s_k, q_gamma, s_gamma, d, dims, over, saved_bits, l2: bool, centred: bool
+):
+    """What norm_backward gives, of codes q of g with the scale s, by these ops (`registered`, or `dispatched`)."""
+    k = ops["unpack_codes"](saved, q.numel(), saved_bits, True).as_strided(q.shape, q.stride())
+    sum_h, sum_hk, sum_t, sum_g, sum_gk = ops["norm_grad_stats"](q, k, q_gamma, dims, over)
+    n = count(q.shape, dims)
+    auvt = ops["norm_grad_constants"](s, s_k, s_gamma, d, sum_h, sum_hk, sum_t, n, centred, l2)
+    dx = ops["norm_grad_apply"](q, k, q_gamma, *auvt, l2)
     return dx, sum_gk.float() * (s * s_k), sum_g.float() * s

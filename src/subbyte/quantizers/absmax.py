@@ -54,13 +54,20 @@ class AbsMax(Quantizer):
 
 @dataclass(frozen=True)
 class PerChannel(Quantizer):
-    """One free scale for each index of an axis: s_k = r_k / Q. With axis 0 on a gradient: PSQ, one for each sample.
+    """One free scale for each index of an axis: s_k = clip r_k / Q. With axis 0 on a gradient: PSQ, one a sample.
+
+    What lies beyond clip r_k gets the last code.
 
     Source: PSQ is from Chen et al., "A statistical framework for low-bitwidth training" (StatQuant), arXiv 2010.14298.
     Along an axis that a product reduces there is no integer product: it is then emulated, and reported as such.
     """
 
     axis: int = 0
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_clip(self.clip)
 
     def ranges(self, x: Tensor) -> tuple[Tensor, None, int]:
         return self.ranges_of(channel_ranges(x, self.axis))
@@ -70,21 +77,23 @@ class PerChannel(Quantizer):
         return axis_of_ranges(self.axis)
 
     def ranges_of(self, r_k: Tensor) -> tuple[Tensor, None, int]:
-        return r_k, None, 0
+        return clipped(r_k, self.clip), None, 0
 
     def details(self) -> str:
-        return f"axis {self.axis}"
+        return and_clip(f"axis {self.axis}", self.clip)
 
 
-def by_axis(bits: int, axis: int | None, rounding: str) -> AbsMax | PerChannel:
+def by_axis(bits: int, axis: int | None, rounding: str, clip: float = 1.0) -> AbsMax | PerChannel:
     """PerChannel of that axis, AbsMax for None."""
     # Wanted in every call of a norm, so made once; but a tracer looks through a cache, and warns of it.
     make = _made if torch.compiler.is_compiling() else _made_once
-    return make(bits, axis, rounding)
+    return make(bits, axis, rounding, clip)
 
 
-def _made(bits: int, axis: int | None, rounding: str) -> AbsMax | PerChannel:
-    return AbsMax(bits, rounding=rounding) if axis is None else PerChannel(bits, rounding=rounding, axis=axis)
+def _made(bits: int, axis: int | None, rounding: str, clip: float) -> AbsMax | PerChannel:
+    if axis is None:
+        return AbsMax(bits, rounding=rounding, clip=clip)
+    return PerChannel(bits, rounding=rounding, axis=axis, clip=clip)
 
 
 _made_once = functools.lru_cache(256)(_made)

@@ -45,23 +45,35 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 }
 
 
-def scheme(kind: str, bits: int | None) -> Scheme:
+CLIP, GROUPS = 0.6, 5
+"""What 4 bits get in the variants that are named for it."""
+
+
+def scheme(kind: str, bits: int | None, **few: Any) -> Scheme:
     """Float layers; norms of that kind with every tensor of `bits` bits, or in floats."""
-    name = f"{kind}-{'float' if bits is None else bits}"
-    return Scheme(name, LayerScheme(), NormScheme(kind, bits, bits, bits, bits, bits))
+    name = ", ".join((f"{kind}-{'float' if bits is None else bits}", *few))
+    return Scheme(name, LayerScheme(), NormScheme(kind, bits, bits, bits, bits, bits, **few))
+
+
+def schemes(config: Config) -> Iterator[Scheme]:
+    """Kinds and bits; then what 4 bits gain by a clip of the input, and by groups of tokens for the gradient."""
+    for bits in (None, *config.bits):
+        for kind in config.kinds:
+            yield scheme(kind, bits)
+    if 4 in config.bits:
+        yield scheme("l1", 4, clip=CLIP)
+        yield scheme("l1", 4, clip=CLIP, groups=GROUPS)
 
 
 def runs(config: Config) -> Iterator[Run]:
-    """Kinds and bits, on each net."""
+    """Every scheme, on each net."""
     measured = {name: getattr(config, name) for name in ("images", "directions", "radius", "points", "iterations")}
     for seed in config.seeds:
         for model in config.models:
-            for bits in (None, *config.bits):
-                for kind in config.kinds:
-                    named = scheme(kind, bits)
-                    settings = dict(epochs=config.epochs, batch_size=config.batch_size, **OPTIMIZERS[model])
-                    train = training(config.task, named, seed, model=model, **settings)
-                    yield Run(named.name, train, model, after=measure, settings=measured)
+            for named in schemes(config):
+                settings = dict(epochs=config.epochs, batch_size=config.batch_size, **OPTIMIZERS[model])
+                train = training(config.task, named, seed, model=model, **settings)
+                yield Run(named.name, train, model, after=measure, settings=measured)
 
 
 def measure(job: Job) -> Iterator[Mapping[str, Any]]:
@@ -117,8 +129,9 @@ STUDY = Study(
     plots=plots,
     notes=(
         "Layers are float; l1-4 are L1 norms with every tensor (input, normalized, saved, weight, gradient) in 4-bit "
-        "codes. Sharpness is that of the trained net with its norms in floats (L1 LayerNorms stay L1), in eval mode, "
-        "on training images without augmentation: the top eigenvalue of the Hessian by power iteration on central "
+        "codes; clip: the input's range is 0.6 of its largest magnitude; groups: the gradient has 5 groups of tokens. "
+        "Sharpness is that of the trained net with its norms in floats (L1 LayerNorms stay L1), in eval mode, on "
+        "training images without augmentation: the top eigenvalue of the Hessian by power iteration on central "
         "differences of the gradient, and the loss along random filter-normalized directions (Li et al., arXiv "
         "1712.09913)."
     ),
