@@ -21,7 +21,7 @@ class Config:
 
     task: str = "cifar10"
     model: str = "resnet20"
-    schemes: tuple[str, ...] = ("float", "int4", "int6", "int4-all", "tokens-a")
+    schemes: tuple[str, ...] = ("float", "int4", "int6", "int4-all", "int4-all-clip", "tokens-a")
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 30
     batch_size: int = 128
@@ -46,10 +46,10 @@ EXPECTED = (
 )
 
 
-def int4_all() -> Scheme:
+def int4_all(name: str, **norm: Any) -> Scheme:
     """int4 with nothing above 4 bits: the first and the last layer too, and every tensor of the norms."""
-    four = NormScheme("l1", input=4, normalized=4, saved=4, weight=4, gradient=4, clip=0.6, groups=5)
-    return dataclasses.replace(Scheme.from_name("int4"), name="int4-all", norm=four, first=None, last=None)
+    four = NormScheme("l1", input=4, normalized=4, saved=4, weight=4, gradient=4, **norm)
+    return dataclasses.replace(Scheme.from_name("int4"), name=name, norm=four, first=None, last=None)
 
 
 def changed(name: str = "custom", of: str = "int4", **roles: Any) -> Scheme:
@@ -62,7 +62,8 @@ GROUPS = ShiftQuant(4, groups=5, axis=0, clip=0.7)
 """What int4 had for weights before it had blocks."""
 
 BUILT = {
-    "int4-all": int4_all(),
+    "int4-all": int4_all("int4-all"),
+    "int4-all-clip": int4_all("int4-all-clip", clip=0.6, groups=5),
     "tokens-a": changed("tokens-a", weight=GROUPS, activation=TokenShiftQuant(4, groups=3)),
 }
 """Variants that are no named recipe."""
@@ -96,8 +97,8 @@ STUDY = Study(
     plots=plots,
     notes=(
         "int4: weights, activations and gradients 4 bits, L1 norms in 8-bit codes (6 saved), first and last layer "
-        "8 bits. int4-all: 4 bits everywhere, norms with a clip of 0.6 for their input, 5 groups of tokens for their "
-        "gradient. tokens-a: int4 with weights in 5 groups of output channels that clip at 0.7, and activations in 3 "
-        "groups of tokens. Accuracy is that of the last epoch, not of the best."
+        "8 bits. int4-all: 4 bits everywhere; int4-all-clip: the same, norms with a clip of 0.6 for their input and 5 "
+        "groups of tokens for their gradient. tokens-a: int4 with weights in 5 groups of output channels that clip at "
+        "0.7, and activations in 3 groups of tokens. Accuracy is that of the last epoch, not of the best."
     ),
 )
