@@ -11,7 +11,7 @@ from subbyte.quantizers import AbsMax, BlockShiftQuant, TokenShiftQuant
 from subbyte.scheme import RECIPES, NormScheme, Scheme
 from subbyte.study import Column, Run, Study, training
 
-from .resnet_cifar10 import GROUPS, changed
+from .resnet_cifar10 import BLOCKS6, GROUPS, TOKENS6, changed
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,6 @@ def schemes() -> dict[str, Scheme]:
     """Variant -> scheme: the bounds, then what takes one thing out of 4 bits, then what may help."""
     int4, saved8 = Scheme.from_name("int4"), NormScheme("l1", saved=8)
     g6 = TokenShiftQuant(6, groups=3, rounding="stochastic")
-    blocks, tokens = BlockShiftQuant(6, groups=3, block=8), TokenShiftQuant(6, groups=3)
     return {
         "float": RECIPES["float"],
         "float, l1": dataclasses.replace(RECIPES["float"], name="custom", norm=FLOAT_L1),
@@ -58,9 +57,9 @@ def schemes() -> dict[str, Scheme]:
         "whole-a": changed(activation=WHOLE),
         "groups-w, whole-a": changed(weight=GROUPS, activation=WHOLE),
         "int6": RECIPES["int6"],
-        "int6, blocks-w": changed(of="int6", weight=blocks),
-        "int6, tokens-a": changed(of="int6", activation=tokens),
-        "int6, blocks-w, tokens-a": changed(of="int6", weight=blocks, activation=tokens),
+        "int6, blocks-w": changed(of="int6", weight=BLOCKS6),
+        "int6, tokens-a": changed(of="int6", activation=TOKENS6),
+        "int6, blocks-w, tokens-a": changed(of="int6", weight=BLOCKS6, activation=TOKENS6),
         "int6, norm-saved-8": dataclasses.replace(RECIPES["int6"], name="custom", norm=saved8),
     }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from subbyte.quantizers import ShiftQuant, TokenShiftQuant
+from subbyte.quantizers import BlockShiftQuant, ShiftQuant, TokenShiftQuant
 from subbyte.scheme import NormScheme, Scheme
 from subbyte.study import Column, Expected, Row, Run, Study, training
 from subbyte.study.expected import loss, mean, worst_loss
@@ -21,7 +21,7 @@ class Config:
 
     task: str = "cifar10"
     model: str = "resnet20"
-    schemes: tuple[str, ...] = ("float", "int4", "int6", "int4-all", "int4-all-clip", "tokens-a")
+    schemes: tuple[str, ...] = ("float", "int4", "int6", "int6-fine", "int4-all", "int4-all-clip", "tokens-a")
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 30
     batch_size: int = 128
@@ -61,7 +61,11 @@ def changed(name: str = "custom", of: str = "int4", **roles: Any) -> Scheme:
 GROUPS = ShiftQuant(4, groups=5, axis=0, clip=0.7)
 """What int4 had for weights before it had blocks."""
 
+BLOCKS6, TOKENS6 = BlockShiftQuant(6, groups=3, block=8), TokenShiftQuant(6, groups=3)
+"""Weights and activations of 6 bits as `int4` has its own: the groups that fold, unclipped."""
+
 BUILT = {
+    "int6-fine": changed("int6-fine", of="int6", weight=BLOCKS6, activation=TOKENS6),
     "int4-all": int4_all("int4-all"),
     "int4-all-clip": int4_all("int4-all-clip", clip=0.6, groups=5),
     "tokens-a": changed("tokens-a", weight=GROUPS, activation=TokenShiftQuant(4, groups=3)),
@@ -97,8 +101,9 @@ STUDY = Study(
     plots=plots,
     notes=(
         "int4: weights, activations and gradients 4 bits, L1 norms in 8-bit codes (6 saved), first and last layer "
-        "8 bits. int4-all: 4 bits everywhere; int4-all-clip: the same, norms with a clip of 0.6 for their input and 5 "
-        "groups of tokens for their gradient. tokens-a: int4 with weights in 5 groups of output channels that clip at "
-        "0.7, and activations in 3 groups of tokens. Accuracy is that of the last epoch, not of the best."
+        "8 bits. int6-fine: int6 with weights in 3 groups of blocks of 8, and activations in 3 groups of tokens. "
+        "int4-all: 4 bits everywhere; int4-all-clip: the same, norms with a clip of 0.6 for their input and 5 groups "
+        "of tokens for their gradient. tokens-a: int4 with weights in 5 groups of output channels that clip at 0.7, "
+        "and activations in 3 groups of tokens. Accuracy is that of the last epoch, not of the best."
     ),
 )
