@@ -76,6 +76,7 @@ struct ChainKernels {
 // The ops whose passes these are.
 inline constexpr const char* kChainOps[] = {
     "norm_relu", "norm_relu_codes", "norm_relu_tokens", "relu_grad", "relu_grad_quantize", "norm_grad_sums",
-    "chain_norm", "chain_norm_grad", "norm_grad_codes", "norm_grad_amax", "norm_grad_tokens", "quantize_tokens"};
+    "chain_norm", "chain_norm_grad", "norm_grad_codes", "norm_grad_amax", "norm_grad_tokens", "quantize_tokens",
+    "quantize_blocks"};
 
 }  // namespace sb

@@ -64,6 +64,9 @@ SB_EXPORT const char* sb_shift_codes(
 SB_EXPORT const char* sb_quantize_tokens(
     const float* x, sb::i64 rows, sb::i64 channels, const float* r, const sb::i64* stream, sb::i64 order_batch,
     sb::i64 order_channels, sb::i64 order_pixels, int code_bits, int with_sign, int top, sb::i8* codes, int threads);
+SB_EXPORT const char* sb_quantize_blocks(
+    const float* x, sb::i64 outer, sb::i64 channels, sb::i64 inner, sb::i64 block, const float* r, int code_bits,
+    int with_sign, int top, sb::i8* codes, int threads);
 SB_EXPORT const char* sb_pack_tokens(
     const sb::u8* codes, sb::i64 rows, sb::i64 channels, int bits, int top, sb::u8* packed, sb::u8* places,
     int threads);

@@ -1,9 +1,10 @@
-// The passes of ops/tokens.py and, as they stand in a chain, sb_norm_relu_tokens and sb_norm_grad_tokens: codes whose step
-// belongs to a token, an index of all axes but that of the channels. The channels of a token lie together: the tensor is
-// a matrix, a row for each.
+// The passes of ops/tokens.py and, as they stand in a chain, sb_norm_relu_tokens and sb_norm_grad_tokens: codes whose
+// step belongs to a token, an index of all axes but that of the channels. The channels of a token lie together: the
+// tensor is a matrix, a row for each. A block of weights is a token of theirs.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "broadcast.h"
@@ -19,13 +20,16 @@
 namespace sb {
 namespace {
 
-Op<ChainKernels> tokens_op{"quantize_tokens"}, relu_op{"norm_relu_tokens"}, grad_op{"norm_grad_tokens"};
+Op<ChainKernels> tokens_op{"quantize_tokens"}, blocks_op{"quantize_blocks"};
+Op<ChainKernels> relu_op{"norm_relu_tokens"}, grad_op{"norm_grad_tokens"};
 Op<PackKernels> pack_op{"pack_codes"}, unpack_op{"unpack_codes"};
 Op<PackKernels> pack_tokens_op{"pack_tokens"}, unpack_tokens_op{"unpack_tokens"};
 Op<QuantizeKernels> draw_op{"quantize_sr"};
 
 constexpr i64 kGrain = 1 << 14;       // elements that are worth a second thread
 constexpr i64 kPackedTile = 1 << 12;  // elements of a tile that is packed, about
+constexpr i64 kTurnedTile = 1 << 13;  // elements of a tile that is brought into another order, about
+constexpr i64 kMostTurned = 1 << 16;  // of them where no fewer are whole blocks
 
 TokenSteps token_steps(float r, int code_bits, bool with_sign, int top) {
     TokenSteps s{};
@@ -107,6 +111,25 @@ void pack_tile(
     pack_run(pack, shifted, tokens * channels, bits, packed);
 }
 
+// A matrix of `few` rows of `many` elements, its rows `ld` apart, to one of `many` rows without gaps; and back.
+template <class T, class Few>
+void to_rows(const T* from, i64 ld, Few few, i64 many, T* to) {
+    for (i64 c = 0; c < many; ++c)
+        for (i64 i = 0; i < few; ++i) to[c * few + i] = from[i * ld + c];
+}
+template <class T, class Few>
+void from_rows(const T* from, Few few, i64 many, T* to, i64 ld) {
+    for (i64 c = 0; c < many; ++c)
+        for (i64 i = 0; i < few; ++i) to[i * ld + c] = from[c * few + i];
+}
+
+// f(number) with a constant for a filter of 3 x 3, so that a loop over it unrolls
+template <class F>
+void with_filter(i64 inner, const F& f) {
+    if (inner == 9) f(std::integral_constant<i64, 9>{});
+    else f(inner);
+}
+
 // tile(first, tokens, worker) for tiles of whole tokens
 template <class Tile>
 void each_packed_tile(i64 rows, i64 channels, int workers, const Tile& tile) {
@@ -186,8 +209,8 @@ SB_EXPORT const char* sb_unpack_tokens(
     return kernel.name;
 }
 
-// x: rows * channels floats, r: their range; order and stream: draw.h, nullptr: half to even -> codes 2^(top - e), which
-// are bytes without a sign unless with_sign.
+// x: rows * channels floats, r: their range; order and stream: draw.h, nullptr: half to even -> codes 2^(top - e),
+// which are bytes without a sign unless with_sign.
 SB_EXPORT const char* sb_quantize_tokens(
     const float* x, sb::i64 rows, sb::i64 channels, const float* r, const sb::i64* stream, sb::i64 order_batch,
     sb::i64 order_channels, sb::i64 order_pixels, int code_bits, int with_sign, int top, sb::i8* codes, int threads) {
@@ -205,8 +228,37 @@ SB_EXPORT const char* sb_quantize_tokens(
     return kernel.name;
 }
 
-// The same of ReLU(y) of a norm, half to even: sb_norm_relu_codes, with channels last in memory. packed, places: as
-// sb_pack_tokens makes them of the codes.
+// The same to nearest, of blocks: x is (outer, channels, inner) in the order that cuts it into blocks and, with its
+// codes, (outer, inner, channels) in memory. Channels are taken so many at a time that they are whole blocks, brought
+// into that order and back where they lie in the cache.
+SB_EXPORT const char* sb_quantize_blocks(
+    const float* x, sb::i64 outer, sb::i64 channels, sb::i64 inner, sb::i64 block, const float* r, int code_bits,
+    int with_sign, int top, sb::i8* codes, int threads) {
+    using namespace sb;
+    const i64 n = outer * channels * inner, whole = std::lcm(block, inner);
+    if (n == 0 || channels * inner % block || whole > kMostTurned) return nullptr;
+    const auto kernel = blocks_op.best();
+    const TokenSteps steps = token_steps(*r, code_bits, with_sign, top);
+    const i64 most = std::min(std::max<i64>(kTurnedTile / whole, 1) * (whole / inner), channels);
+    const i64 tiles = ceil_div(channels, most);
+    const int workers = useful_threads(threads, n, kGrain);
+    PerWorker<float> floats(most * inner, workers, 0.0f);
+    PerWorker<i8> bytes(most * inner, workers, 0);
+    will_fill(codes, n);
+    parallel(workers, outer * tiles, [&](i64 task, int w) {
+        const i64 first = task % tiles * most, count = std::min(most, channels - first);
+        const i64 at = task / tiles * channels * inner + first;
+        float* z = floats.of(w);
+        i8* q = bytes.of(w);
+        with_filter(inner, [&](auto k) { to_rows<float>(x + at, channels, k, count, z); });
+        kernel.table->token_codes(z, count * inner / block, block, steps, nullptr, q);
+        with_filter(inner, [&](auto k) { from_rows<i8>(q, k, count, codes + at, channels); });
+    });
+    return kernel.name;
+}
+
+// sb_quantize_tokens of ReLU(y) of a norm, half to even: sb_norm_relu_codes, with channels last in memory. packed,
+// places: as sb_pack_tokens makes them of the codes.
 SB_EXPORT const char* sb_norm_relu_tokens(
     const sb::i8* q, sb::i64 rows, sb::i64 channels, const sb::i64* total, sb::i64 totals, const float* factor,
     sb::i64 factors, const sb::i8* gamma, sb::i64 gammas, const float* scale, sb::i64 scales, const float* beta,
@@ -264,7 +316,8 @@ SB_EXPORT const char* sb_norm_grad_tokens(
     const Draws draws(*draw_op.best().table, stream, n, order, tile_of(channels));
     will_fill(codes, n);
     const int workers = useful_threads(threads, n, kGrain);
-    std::vector<Unpacked> ks = Unpacked::for_workers(workers, *unpack_op.best().table, saved, saved_bits, draws.largest());
+    const PackKernels& unpack = *unpack_op.best().table;
+    std::vector<Unpacked> ks = Unpacked::for_workers(workers, unpack, saved, saved_bits, draws.largest());
     PerWorker<float> floats(draws.largest(), workers, 0.0f);
     draws.each(workers, [&](i64 begin, i64 end, const u16* bits, int w) {
         const i8* k = ks[w].span(begin, end);

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import subbyte as sb
+from integer_nets import needs_library
 from subbyte import ops
 from subbyte.numerics import IntFormat, draw_stream
 from subbyte.qtensor import Inside, QTensor
@@ -51,6 +52,33 @@ def test_the_layout_changes_nothing_and_stays():
     with ops.use_backend("reference"):
         assert torch.equal(ours.codes, quantizer(w, torch.tensor(5)).codes)
     assert ours.codes.is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("x", "block", "kernel"),
+    [
+        (filters(6, 16, 3, 3).contiguous(memory_format=torch.channels_last), 8, "quantize_blocks"),
+        (filters(6, 16, 3, 3).contiguous(memory_format=torch.channels_last), 72, "quantize_blocks"),
+        (filters(24, 10).t(), 8, "quantize_blocks"),
+        (filters(6, 16, 3, 3), 8, "quantize_tokens"),
+        (filters(6, 5, 3, 3).contiguous(memory_format=torch.channels_last), 8, "quantize_tokens"),  # no whole blocks
+        (filters(2, 3, 4, 5).permute(2, 0, 3, 1), 8, "quantize_tokens"),
+        (filters(1, 1)[0, 0], 8, "quantize_tokens"),
+        (filters(6, 16, 3, 3)[:, ::2], 8, "quantize_tokens"),
+    ],
+    ids=lambda v: str(tuple(v.shape)) if isinstance(v, torch.Tensor) else str(v),
+)
+@pytest.mark.parametrize("stream", [None, torch.tensor(5)], ids=["nearest", "stochastic"])
+def test_each_layout_has_its_kernel_and_equals_the_reference(x, block, kernel, stream):
+    quantizer = sb.BlockShiftQuant(4, block=block, clip=0.9, rounding="nearest" if stream is None else "stochastic")
+    ours = quantizer(x, stream).codes
+    ran = ops.last_kernel["quantize_blocks"]
+    with ops.use_backend("reference"):
+        reference = quantizer(x, stream).codes
+    assert torch.equal(ours, reference)
+    assert ours.stride() == reference.stride() == torch.empty_like(x).stride()
+    assert ran.startswith(kernel if stream is None else "quantize_tokens")
 
 
 def test_weights_by_blocks_are_closer_than_by_output_channels():

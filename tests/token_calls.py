@@ -1,4 +1,5 @@
-"""Arguments for pack_tokens and unpack_tokens, for op_calls.py: matrices, images in both layouts."""
+"""Arguments for pack_tokens, unpack_tokens and quantize_blocks, for op_calls.py: matrices, images in both
+layouts."""
 
 from __future__ import annotations
 
@@ -52,4 +53,18 @@ def unpack_tokens(big: int) -> list[tuple]:
     return calls
 
 
-CALLS = {f.__name__: f for f in (pack_tokens, unpack_tokens)}
+def quantize_blocks(big: int) -> list[tuple]:
+    """Weights with channels last in memory: several tiles of a filter, the rest of one, no whole number of vectors."""
+    g = torch.Generator().manual_seed(big)
+    found = []
+    for o, i, h, w in ((6 * big, 40, 3, 3), (5, 2000 * big, 3, 3), (3, 24, 2, 2 * big), (2, 144 * big, 5, 1)):
+        size = torch.exp2(-4 * torch.rand(o, i, 1, 1, generator=g))
+        x = (torch.randn(o, i, h, w, generator=g) * size).contiguous(memory_format=torch.channels_last)
+        x[0, :9] = 0
+        r = x.abs().amax().view(1, 1, 1, 1)
+        forms = ((4, True, 2, 8), (6, True, 2, 12), (4, False, 4, 4), (8, True, 0, 1))
+        found += [(x, r * clip, None, *form) for clip, form in zip((1.0, 0.7, 1.0, 0.9), forms, strict=True)]
+    return [*found, (found[0][0], torch.full((1, 1, 1, 1), torch.nan), None, 4, True, 2, 72)]
+
+
+CALLS = {f.__name__: f for f in (pack_tokens, unpack_tokens, quantize_blocks)}

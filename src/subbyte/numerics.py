@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 FRACTION_BITS = 16
 """Fractional bits of the fixed-point number t that stands between a float and its code: t = code * 2^16."""
@@ -98,6 +99,13 @@ def packed_bytes(numel: int, bits: int) -> int:
 def token_shape(x: Tensor) -> tuple[int, ...]:
     """The shape of one number for each token of x, an index of all axes but 1."""
     return tuple(1 if i == 1 else n for i, n in enumerate(x.shape))
+
+
+def rows_of_blocks(x: Tensor, block: int) -> Tensor:
+    """A matrix with a row for each block of x in row-major order, the last one filled up with zeros."""
+    flat = x.contiguous().flatten()
+    rest = -flat.numel() % block
+    return (pad(flat, (0, rest)) if rest else flat).view(-1, block)
 
 
 def without_common_places(codes: Tensor, top: int) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from ..numerics import IntFormat, packed_bytes, place_bits, power_of_two, token_shape, without_common_places
+from ..numerics import (
+    IntFormat,
+    packed_bytes,
+    place_bits,
+    power_of_two,
+    rows_of_blocks,
+    token_shape,
+    without_common_places,
+)
 from ..qtensor import is_dense
 from ._cpu_call import CPU, call, dense_float32, new, ran, transposition
 from ._cpu_chain import NORM, norm_gradient, norm_operands, norm_relu, pointers
@@ -19,6 +27,9 @@ _ROUNDING = (POINTER, INT64, INT64, INT64, INT, INT)  # stream, batch, channels,
 _VALUES = (POINTER, INT64)
 
 _quantize = function("sb_quantize_tokens", POINTER, INT64, INT64, POINTER, *_ROUNDING[:-1], INT, INT, POINTER, INT)
+_quantize_blocks = function(
+    "sb_quantize_blocks", POINTER, INT64, INT64, INT64, INT64, POINTER, INT, INT, INT, POINTER, INT
+)
 _pack = function("sb_pack_tokens", POINTER, INT64, INT64, INT, INT, POINTER, POINTER, INT)
 _shift = function("sb_shift_tokens", POINTER, INT64, INT64, INT64, INT, POINTER, POINTER, INT)
 _unpack = function("sb_unpack_tokens", POINTER, POINTER, INT64, INT64, INT, INT, INT, POINTER, INT)
@@ -48,6 +59,24 @@ def quantize_tokens(
     rows = x.numel() // channels
     done = call("quantize_tokens", _quantize, x32.data_ptr(), rows, channels, r.data_ptr(), *rounding, codes.data_ptr())
     return codes if done else NotImplemented
+
+
+def quantize_blocks(x: Tensor, r: Tensor, stream: Tensor | None, bits: int, signed: bool, top: int, block: int):
+    x32 = dense_float32(x)
+    if x32 is None or r.dtype != torch.float32 or not r.is_cpu or r.numel() != 1 or x.numel() == 0:
+        return NotImplemented
+    codes, order = torch.empty_like(x32, dtype=IntFormat(bits, signed).dtype), transposition(x32)
+    if order is not None and order[2] > 1 and stream is None:
+        batch, channels, pixels = order
+        operands = (x32.data_ptr(), batch, channels, pixels, block, r.data_ptr(), bits, signed, top)
+        if call("quantize_blocks", _quantize_blocks, *operands, codes.data_ptr()):
+            return codes
+    found = quantize_tokens(rows_of_blocks(x32, block), r, None, stream, bits, signed, top)
+    if found is NotImplemented:
+        return found
+    ran["quantize_blocks"] = ran.get("quantize_tokens", "")
+    found = found.flatten()[: x.numel()].view(x.shape)
+    return found if x32.is_contiguous() else codes.copy_(found)
 
 
 def pack_tokens(codes: Tensor, bits: int, top: int):
@@ -155,4 +184,4 @@ def _are_bytes(t: Tensor, n: int) -> bool:
     return t.is_cpu and t.dtype == torch.uint8 and t.numel() == n and t.is_contiguous()
 
 
-OPS = (quantize_tokens, pack_tokens, unpack_tokens, norm_relu_tokens, norm_grad_tokens)
+OPS = (quantize_tokens, quantize_blocks, pack_tokens, unpack_tokens, norm_relu_tokens, norm_grad_tokens)

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import integer, ops
-from ..numerics import IntFormat
+from ..numerics import IntFormat, rows_of_blocks
 from ..ops.quantize import pack_codes, unpack_codes
 from ..qtensor import Inside, QTensor
 from ..quantizers import AbsMax, BlockShiftQuant, Quantizer, ShiftQuant, TokenShiftQuant
-from ..quantizers.block_shift import rows_of_blocks
 from .carrier import IntTensor
 
 CLIPPED_BITS = 4

@@ -42,7 +42,14 @@ from .integers import (
 from .linear import linear_backward, linear_forward
 from .matmul import ContractError, channel_sums, int_matmul, matmul, matmul_accumulators
 from .quantize import WHOLE, amax, narrow, pack, quantize, unpack
-from .tokens import pack_tokens, quantize_tokens, shifted, token_exponents, unpack_tokens
+from .tokens import (
+    pack_tokens,
+    quantize_blocks,
+    quantize_tokens,
+    shifted,
+    token_exponents,
+    unpack_tokens,
+)
 
 __all__ = [
     "CHANNEL",
@@ -97,6 +104,7 @@ __all__ = [
     "pack_tokens",
     "packed_bytes",
     "quantize",
+    "quantize_blocks",
     "quantize_tokens",
     "recording",
     "registered",

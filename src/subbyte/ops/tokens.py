@@ -48,6 +48,22 @@ def quantize_tokens(
     return torch.empty_like(x, dtype=codes.dtype).copy_(codes * (1 << (top - e)).to(codes.dtype))
 
 
+@op(
+    "(Tensor x, Tensor r, Tensor? stream, int bits, bool signed, int top, int block) -> Tensor",
+    lambda x, r, stream, bits, signed, top, block: torch.empty_like(x, dtype=IntFormat(bits, signed).dtype),
+)
+def quantize_blocks(x: Tensor, r: Tensor, stream: Tensor | None, bits: int, signed: bool, top: int, block: int):
+    """quantize_tokens of numerics.rows_of_blocks(x, block), in x's shape and memory format.
+
+    x      any float, any shape
+    r      float32 of one element, max |x|
+    bits   bits + top <= 8
+    """
+    rows = numerics.rows_of_blocks(x, block)
+    codes = registered["quantize_tokens"](rows, r.view(1, 1), None, stream, bits, signed, top)
+    return torch.empty_like(x, dtype=codes.dtype).copy_(codes.flatten()[: x.numel()].view(x.shape))
+
+
 def _pack_fake(codes, bits, top):
     packed = codes.new_empty(packed_bytes(codes.numel(), bits), dtype=torch.uint8)
     return packed, codes.new_empty(places_bytes(codes.shape, top), dtype=torch.uint8)

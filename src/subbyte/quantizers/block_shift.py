@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from .. import ops
+from ..numerics import clipped, rows_of_blocks
 from ..qtensor import Inside, QTensor
 from .base import Quantizer, and_clip, channel_ranges
 from .token_shift import TokenShiftQuant, check_channel_groups, of_channels
@@ -73,12 +72,12 @@ class BlockShiftQuant(Quantizer):
 
     def represent(self, x: Tensor, stream: Tensor | None) -> QTensor:
         r, shift = self._channels(x)
-        q = self._of_rows.represent(rows_of_blocks(ops.shifted(x, shift), self.block), stream, r)
-        codes = q.codes.flatten()[: x.numel()].view(x.shape)
-        if not x.is_contiguous():
-            codes = torch.empty_like(x, dtype=codes.dtype).copy_(codes)  # in x's memory order
+        r = clipped(ops.amax(x, ops.WHOLE) if r is None else r, self.clip)
+        form = (self.bits, self.signed, self.top)
+        codes = ops.quantize_blocks(ops.shifted(x, shift), r, stream, *form, self.block)
+        scale, wide = self._of_rows.scale_and_format(r)
         most = 0 if shift is None else self.channel_groups - 1
-        return QTensor(codes, q.scale.view([1] * x.ndim), q.format, shift, most, self.inside_of(x))
+        return QTensor(codes, scale.view([1] * x.ndim), wide, shift, most, self.inside_of(x))
 
     def inside_of(self, x: Tensor) -> Inside | None:
         """Of x's QTensor; None where x is not contiguous or no number of blocks, and for one group."""
@@ -91,10 +90,3 @@ class BlockShiftQuant(Quantizer):
     def details(self) -> str:
         more = of_channels(self.channel_groups, self.channels_apart)
         return and_clip(f"{self.groups} groups of blocks of {self.block}{more}", self.clip)
-
-
-def rows_of_blocks(x: Tensor, block: int) -> Tensor:
-    """A matrix with a row for each block of x in row-major order, the last one filled up with zeros."""
-    flat = x.contiguous().flatten()
-    rest = -flat.numel() % block
-    return (pad(flat, (0, rest)) if rest else flat).view(-1, block)

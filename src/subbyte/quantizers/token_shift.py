@@ -96,10 +96,15 @@ class TokenShiftQuant(Quantizer):
         r, shift = ops.shift_exponents(r_k, self.channel_groups - 1, self.channels_apart)
         return self.range_of(r), shift, self.channel_groups - 1
 
+    def scale_and_format(self, r: Tensor) -> tuple[Tensor, IntFormat]:
+        """Of codes with these exponents inside of them."""
+        return step(r, self.format) * 2.0**-self.top, IntFormat(self.bits + self.top, self.signed)
+
     def of_codes(self, codes: Tensor, r: Tensor, shift: Tensor | None = None) -> QTensor:
         """The QTensor of codes that ops.quantize_tokens, or a pass that ends in it, made with the range r."""
-        scale, wide = step(r, self.format) * 2.0**-self.top, IntFormat(self.bits + self.top, self.signed)
-        return QTensor(codes, scale, wide, shift, 0 if shift is None else self.channel_groups - 1, self.inside)
+        return QTensor(
+            codes, *self.scale_and_format(r), shift, 0 if shift is None else self.channel_groups - 1, self.inside
+        )
 
     def groups_used(self, x: Tensor, q: QTensor) -> int:
         r, shift = self._range(x)
