@@ -31,14 +31,16 @@ struct GradSums {
     i16 *low[3], *high[3];  // extremes of g where k < 0, k = 0, k > 0
 };
 
-// Calls f with the number of a token's channels: with a constant where those are few, so that a loop over them unrolls.
-// 8 are a block of weights, 16 the first stage of a small ResNet.
-template <class F>
-inline void with_channels(i64 channels, const F& f) {
-    if (channels == 8) f(std::integral_constant<i64, 8>{});
-    else if (channels == 16) f(std::integral_constant<i64, 16>{});
-    else f(channels);
+// Calls f with n, as a constant where it is one of the known numbers, so that a loop over it unrolls.
+template <i64... known, class F>
+inline void with_known(i64 n, const F& f) {
+    const bool found = ((n == known && (f(std::integral_constant<i64, known>{}), true)) || ...);
+    if (!found) f(n);
 }
+
+// The number of a token's channels: 8 are a block of weights, 16 the first stage of a small ResNet.
+template <class F>
+inline void with_channels(i64 channels, const F& f) { with_known<8, 16>(channels, f); }
 
 // The steps that a token's codes may have: e is the largest exponent whose limit is not below its largest magnitude.
 struct TokenSteps {

@@ -123,13 +123,6 @@ void from_rows(const T* from, Few few, i64 many, T* to, i64 ld) {
         for (i64 i = 0; i < few; ++i) to[i * ld + c] = from[c * few + i];
 }
 
-// f(number) with a constant for a filter of 3 x 3, so that a loop over it unrolls
-template <class F>
-void with_filter(i64 inner, const F& f) {
-    if (inner == 9) f(std::integral_constant<i64, 9>{});
-    else f(inner);
-}
-
 // tile(first, tokens, worker) for tiles of whole tokens
 template <class Tile>
 void each_packed_tile(i64 rows, i64 channels, int workers, const Tile& tile) {
@@ -230,7 +223,7 @@ SB_EXPORT const char* sb_quantize_tokens(
 
 // The same to nearest, of blocks: x is (outer, channels, inner) in the order that cuts it into blocks and, with its
 // codes, (outer, inner, channels) in memory. Channels are taken so many at a time that they are whole blocks, brought
-// into that order and back where they lie in the cache.
+// into that order and back where they lie in the cache; 9 places are a filter of 3 x 3.
 SB_EXPORT const char* sb_quantize_blocks(
     const float* x, sb::i64 outer, sb::i64 channels, sb::i64 inner, sb::i64 block, const float* r, int code_bits,
     int with_sign, int top, sb::i8* codes, int threads) {
@@ -250,9 +243,9 @@ SB_EXPORT const char* sb_quantize_blocks(
         const i64 at = task / tiles * channels * inner + first;
         float* z = floats.of(w);
         i8* q = bytes.of(w);
-        with_filter(inner, [&](auto k) { to_rows<float>(x + at, channels, k, count, z); });
+        with_known<9>(inner, [&](auto k) { to_rows<float>(x + at, channels, k, count, z); });
         kernel.table->token_codes(z, count * inner / block, block, steps, nullptr, q);
-        with_filter(inner, [&](auto k) { from_rows<i8>(q, k, count, codes + at, channels); });
+        with_known<9>(inner, [&](auto k) { from_rows<i8>(q, k, count, codes + at, channels); });
     });
     return kernel.name;
 }

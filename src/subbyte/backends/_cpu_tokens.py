@@ -43,9 +43,7 @@ def quantize_tokens(
     x: Tensor, r: Tensor, shift: Tensor | None, stream: Tensor | None, bits: int, signed: bool, top: int
 ) -> Tensor:
     x32 = dense_float32(x)
-    if x32 is None or r.dtype != torch.float32 or not r.is_cpu or r.numel() != 1 or x.ndim < 2:
-        return NotImplemented
-    if x.numel() == 0:
+    if x32 is None or not _is_range(r) or x.ndim < 2 or x.numel() == 0:
         return NotImplemented
     if shift is not None and shift.any():  # another pass, only where it changes something
         x32 = x32 * power_of_two(shift)
@@ -63,12 +61,12 @@ def quantize_tokens(
 
 def quantize_blocks(x: Tensor, r: Tensor, stream: Tensor | None, bits: int, signed: bool, top: int, block: int):
     x32 = dense_float32(x)
-    if x32 is None or r.dtype != torch.float32 or not r.is_cpu or r.numel() != 1 or x.numel() == 0:
+    if x32 is None or x.numel() == 0:
         return NotImplemented
-    codes, order = torch.empty_like(x32, dtype=IntFormat(bits, signed).dtype), transposition(x32)
-    if order is not None and order[2] > 1 and stream is None:
-        batch, channels, pixels = order
-        operands = (x32.data_ptr(), batch, channels, pixels, block, r.data_ptr(), bits, signed, top)
+    order = transposition(x32) if stream is None and _is_range(r) else None
+    if order is not None and order[2] > 1:
+        codes = torch.empty_like(x32, dtype=IntFormat(bits, signed).dtype)
+        operands = (x32.data_ptr(), *order, block, r.data_ptr(), bits, signed, top)
         if call("quantize_blocks", _quantize_blocks, *operands, codes.data_ptr()):
             return codes
     found = quantize_tokens(rows_of_blocks(x32, block), r, None, stream, bits, signed, top)
@@ -76,7 +74,7 @@ def quantize_blocks(x: Tensor, r: Tensor, stream: Tensor | None, bits: int, sign
         return found
     ran["quantize_blocks"] = ran.get("quantize_tokens", "")
     found = found.flatten()[: x.numel()].view(x.shape)
-    return found if x32.is_contiguous() else codes.copy_(found)
+    return found if x32.is_contiguous() else torch.empty_like(x32, dtype=found.dtype).copy_(found)
 
 
 def pack_tokens(codes: Tensor, bits: int, top: int):
@@ -123,7 +121,7 @@ def unpack_tokens(packed: Tensor, places: Tensor, size, stride, bits: int, signe
 
 def norm_relu_tokens(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, r, next_bits, next_signed, top):
     norm, rows = norm_operands(q, total, factor, q_gamma, scale, beta), _rows_of_bytes(q)
-    if norm is None or r.numel() != 1 or r.dtype != torch.float32 or not r.is_cpu:
+    if norm is None or not _is_range(r):
         return NotImplemented
     if rows is None:  # the channels of a token are apart: ReLU(y) in floats first
         found = norm_relu(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, None, True)
@@ -147,7 +145,7 @@ def norm_relu_tokens(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits
 def norm_grad_tokens(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, stream, bits, top):
     found = norm_gradient(q_g, saved, saved_bits, q_gamma, a, u, v, t)
     order = (1, q_g.numel(), 1) if stream is None or found is None else transposition(q_g)
-    if found is None or order is None or r.numel() != 1 or r.dtype != torch.float32:
+    if found is None or order is None or not _is_range(r):
         return NotImplemented
     if not _by_rows(q_g):  # the channels of a token are apart: dx in floats first
         k = unpack_codes(saved, q_g.numel(), saved_bits, True).as_strided(q_g.shape, q_g.stride())
@@ -160,6 +158,11 @@ def norm_grad_tokens(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, stream, bit
     arguments = (q_g.data_ptr(), q_g.numel() // channels, channels, saved.data_ptr(), saved_bits, *pointers(found[1]))
     done = call("norm_grad_tokens", _grad, *arguments, r.data_ptr(), *rounding, codes.data_ptr())
     return codes if done else NotImplemented
+
+
+def _is_range(r: Tensor) -> bool:
+    """One number for the whole tensor, as a kernel reads it."""
+    return r.is_cpu and r.dtype == torch.float32 and r.numel() == 1
 
 
 def _places(tokens: int, top: int) -> Tensor:
