@@ -24,10 +24,11 @@ constexpr i64 kMinColumns = 256;  // narrow columns are taken several rows at a 
 }  // namespace
 }  // namespace sb
 
-// x: outer * channels * inner dense floats -> r[channels]
+// data: outer * channels * inner dense floats (half: bfloat16) -> r[channels]
 SB_EXPORT const char* sb_amax(
-    const float* x, sb::i64 outer, sb::i64 channels, sb::i64 inner, float* r, int threads) {
+    const void* data, int half, sb::i64 outer, sb::i64 channels, sb::i64 inner, float* r, int threads) {
     using namespace sb;
+    const Floats x(data, half);
     const auto kernel = op.best();
     const i64 n = outer * channels * inner;
     const int workers = useful_threads(threads, n, kGrain);

@@ -7,9 +7,9 @@ namespace sb {
 
 struct AmaxKernels {
     // *m = max(*m, bits of |x[0..n)|)
-    void (*run)(const float* x, i64 n, i32* m);
+    void (*run)(Floats x, i64 n, i32* m);
     // m[c] = max(m[c], bits of |x[r * columns + c]|) over all rows
-    void (*columns)(const float* x, i64 rows, i64 columns, i32* m);
+    void (*columns)(Floats x, i64 rows, i64 columns, i32* m);
 };
 inline constexpr const char* kAmaxOps[] = {"amax"};
 

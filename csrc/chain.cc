@@ -45,13 +45,13 @@ void packed_tiles(const Strips& strips, i64 n, int saved_bits, u8* saved, u8* ma
 }  // namespace sb
 
 // q: outer * channels * inner codes. Operands: values and how many, one or one for each channel.
-//   other   floats in q's memory order, or nullptr
+//   other   floats in q's memory order, or nullptr; z: half: both are bfloat16
 //   masks   nullptr: no ReLU
-//   r       the range of z, one number
+//   r       the range of z as it is kept, one number
 SB_EXPORT const char* sb_norm_relu(
     const sb::i8* q, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::i64* total, sb::i64 totals,
     const float* factor, sb::i64 factors, const sb::i8* gamma, sb::i64 gammas, const float* scale, sb::i64 scales,
-    const float* beta, sb::i64 betas, sb::i64 count, int bits, int saved_bits, const float* other, float* z, float* r,
+    const float* beta, sb::i64 betas, sb::i64 count, int bits, int saved_bits, const void* other, void* z, int half, float* r,
     sb::u8* saved, sb::u8* masks, int threads) {
     using namespace sb;
     if (!fits_in_32_bits(count, total, totals)) return nullptr;
@@ -64,17 +64,19 @@ SB_EXPORT const char* sb_norm_relu(
     const i64 n = shape.size();
     const int workers = useful_threads(threads, n, kGrain);
     PerWorker<i32> maxima(kLanes, workers, 0);
-    will_fill(z, n * static_cast<i64>(sizeof(float)));
+    const Floats more(other, half);
+    const FloatsOut to(z, half);
+    will_fill(z, n * to.bytes());
     packed_tiles(strips, n, saved_bits, saved, masks, workers, [&](i64 begin, i64 end, i8* k, u8* mask, int worker) {
         strips.visit(begin, end, [&](i64 at, i64 rows, i64 columns, i64 slot) {
             kernel.table->norm_relu(
-                q + at, norm.operands, slot, other ? other + at : nullptr, rows, columns, z + at, k + (at - begin),
+                q + at, norm.operands, slot, more ? more + at : more, rows, columns, to + at, k + (at - begin),
                 masks ? mask + (at - begin) : nullptr, maxima.of(worker));
         });
     });
     i32 most = 0;
     for (int w = 0; w < workers; ++w) most = std::max(most, *std::max_element(maxima.of(w), maxima.of(w) + kLanes));
-    *r = range_from_bits(most);
+    *r = range_from_bits(kept_bits(most, half));
     return kernel.name;
 }
 

@@ -52,23 +52,26 @@ void by_sample(i64 begin, i64 end, i64 length, const Part& part) {
 }  // namespace
 }  // namespace sb
 
-// g: outer * channels * inner floats; mask: a bit each, or nullptr -> r[channels], and h unless it is nullptr.
+// data: outer * channels * inner floats (half: bfloat16); mask: a bit each, or nullptr -> r[channels], and h, of the same
+// type, unless it is nullptr.
 SB_EXPORT const char* sb_relu_grad(
-    const float* g, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* mask, float* r, float* h,
+    const void* data, int half, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* mask, float* r, void* h,
     int threads) {
     using namespace sb;
+    const Floats g(data, half);
+    const FloatsOut kept(h, half);
     const auto kernel = grad_op.best();
     const Shape shape{outer, channels, inner};
     const Strips strips(shape);
     const i64 n = shape.size();
     const int workers = useful_threads(threads, n, kGrain);
     PerWorker<i32> maxima(strips.slots(), workers, 0);
-    if (h) will_fill(h, n * static_cast<i64>(sizeof(float)));
+    if (h) will_fill(h, n * kept.bytes());
     unpacked_tiles(strips, n, mask, 1, workers, [&](i64 begin, i64 end, const i8* passes, int worker) {
         strips.visit(begin, end, [&](i64 at, i64 rows, i64 columns, i64 slot) {
             const u8* these = passes ? reinterpret_cast<const u8*>(passes) + (at - begin) : nullptr;
             kernel.table->relu_grad(
-                g + at, these, rows, columns, maxima.of(worker) + slot, h ? h + at : nullptr);
+                g + at, these, rows, columns, maxima.of(worker) + slot, kept ? kept + at : kept);
         });
     });
     for (i64 c = 0; c < channels; ++c) {
@@ -80,9 +83,12 @@ SB_EXPORT const char* sb_relu_grad(
     return kernel.name;
 }
 
-// x += h of relu_grad, for n floats. Part of a product's op (scaled_conv2d_grad_input_plus): it has no name of its own.
-SB_EXPORT const char* sb_relu_grad_add(float* x, const float* g, const sb::u8* mask, sb::i64 n, int threads) {
+// data += h of relu_grad, for n floats (half: bfloat16). Part of a product's op (scaled_conv2d_grad_input_plus): it has no name of its own.
+SB_EXPORT const char* sb_relu_grad_add(
+    void* data, const void* gradient, int half, const sb::u8* mask, sb::i64 n, int threads) {
     using namespace sb;
+    const FloatsOut x(data, half);
+    const Floats g(gradient, half);
     const auto kernel = grad_op.best();
     const PackKernels& unpack = *unpack_op.best().table;
     const int workers = useful_threads(threads, n, kGrain);
@@ -98,12 +104,13 @@ SB_EXPORT const char* sb_relu_grad_add(float* x, const float* g, const sb::u8* m
     return kernel.name;
 }
 
-// r: one number or one for each channel; batch, channels, pixels: the order of draw.h; top: the largest code.
+// data: as in sb_relu_grad. r: one number or one for each channel; batch, channels, pixels: the order of draw.h; top: the largest code.
 SB_EXPORT const char* sb_relu_grad_quantize(
-    const float* g, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* mask, const float* r,
+    const void* data, int half, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* mask, const float* r,
     sb::i64 ranges, const sb::i64* stream, sb::i64 order_batch, sb::i64 order_channels, sb::i64 order_pixels, int top,
     sb::i8* codes, int threads) {
     using namespace sb;
+    const Floats g(data, half);
     const auto kernel = quantize_op.best();
     const Shape shape{outer, channels, inner};
     const Order order{order_batch, order_channels, order_pixels};

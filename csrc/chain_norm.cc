@@ -28,11 +28,11 @@ std::vector<float> ranges(const float* r_k, i64 channels, bool whole) {
 }  // namespace
 }  // namespace sb
 
-// y: outer * channels * inner floats, r_k: the range of each channel. gamma, beta: one number for each or one for all,
+// y: outer * channels * inner floats (half: bfloat16), r_k: the range of each channel. gamma, beta: one number for each or one for all,
 // or nullptr. whole: y is quantized with one range. Results: q as y; q_gamma as gamma; s_gamma one number, all others
 // one for each channel.
 SB_EXPORT const char* sb_chain_norm(
-    const float* y, sb::i64 outer, sb::i64 channels, sb::i64 inner, const float* r_k, const float* gamma,
+    const void* y, int half, sb::i64 outer, sb::i64 channels, sb::i64 inner, const float* r_k, const float* gamma,
     sb::i64 gammas, const float* beta, sb::i64 betas, int whole, int input_bits, int bits, int saved_bits,
     int weight_bits, double eps, double l1_factor, sb::i8* q, sb::i64* total, float* factor, sb::i8* q_gamma,
     float* s_gamma, float* scale, float* saved_scale, double* mu, double* d, float* r_relu, int threads) {
@@ -42,7 +42,7 @@ SB_EXPORT const char* sb_chain_norm(
     const std::vector<float> r = ranges(r_k, channels, whole);
     const std::vector<float> s = steps(r.data(), static_cast<i64>(r.size()), input_bits);
     sb_quantize(
-        y, n, r.data(), static_cast<i64>(r.size()), whole ? n : inner, nullptr, 1, 1, nullptr, 1, n, 1, -top, top, q,
+        y, half, n, r.data(), static_cast<i64>(r.size()), whole ? n : inner, nullptr, 1, 1, nullptr, 1, n, 1, -top, top, q,
         threads);
     const auto c = static_cast<size_t>(channels);
     std::vector<i64> spread(c), least(c), greatest(c);
@@ -61,22 +61,22 @@ SB_EXPORT const char* sb_chain_norm(
     return norm_op.best().name;
 }
 
-// g: outer * channels * inner floats; mask: a bit each, or nullptr; order: draw.h. h: g where the mask passes, wanted
+// g: outer * channels * inner floats (half: bfloat16, h too); mask: a bit each, or nullptr; order: draw.h. h: g where the mask passes, wanted
 // unless nullptr. Results: q_g as g, all others one number for each channel.
 SB_EXPORT const char* sb_chain_norm_grad(
-    const float* g, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* mask, const sb::i64* stream,
+    const void* g, int half, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* mask, const sb::i64* stream,
     sb::i64 order_batch, sb::i64 order_channels, sb::i64 order_pixels, int whole, int bits, const sb::u8* saved,
     int saved_bits, const float* s_k, sb::i64 s_ks, const sb::i8* q_gamma, sb::i64 gammas, const float* s_gamma,
-    const double* d, double l1_factor, sb::i8* q_g, float* h, float* a, float* u, float* v, float* t, float* r_dx,
+    const double* d, double l1_factor, sb::i8* q_g, void* h, float* a, float* u, float* v, float* t, float* r_dx,
     float* dgamma, float* dbeta, int threads) {
     using namespace sb;
     const auto c = static_cast<size_t>(channels);
     std::vector<float> r_k(c);
-    sb_relu_grad(g, outer, channels, inner, mask, r_k.data(), h, threads);
+    sb_relu_grad(g, half, outer, channels, inner, mask, r_k.data(), h, threads);
     const std::vector<float> r = ranges(r_k.data(), channels, whole);
     const std::vector<float> s = steps(r.data(), static_cast<i64>(r.size()), bits);
     if (!sb_relu_grad_quantize(
-            h ? h : g, outer, channels, inner, h ? nullptr : mask, r.data(), static_cast<i64>(r.size()), stream,
+            h ? h : g, half, outer, channels, inner, h ? nullptr : mask, r.data(), static_cast<i64>(r.size()), stream,
             order_batch, order_channels, order_pixels, (1 << (bits - 1)) - 1, q_g, threads))
         return nullptr;
     std::vector<i64> sums(3 * c), low(3 * c), high(3 * c), sum_h(c), sum_hk(c);

@@ -106,7 +106,7 @@ std::vector<int> Window::left(const ConvCall& c, i64 group) const {
 }
 
 ChannelMaxima::ChannelMaxima(const ConvCall& call, i64 slots, int threads)
-    : ranges_(reinterpret_cast<float*>(call.amax)), stride_(round_up<i64>(slots, 16)) {  // a cache line each
+    : ranges_(reinterpret_cast<float*>(call.amax)), half_(call.half != 0), stride_(round_up<i64>(slots, 16)) {  // a cache line each
     if (ranges_) maxima_.assign(static_cast<size_t>(stride_ * threads), 0);
 }
 
@@ -114,7 +114,7 @@ void ChannelMaxima::write_one(i64 channel, i64 slot) const {
     i32 most = 0;
     for (size_t at = static_cast<size_t>(slot); at < maxima_.size(); at += static_cast<size_t>(stride_))
         most = std::max(most, maxima_[at]);
-    ranges_[channel] = range_from_bits(most);
+    ranges_[channel] = range_from_bits(kept_bits(most, half_));
 }
 
 bool by_planes(const ConvCall& c) { return c.groups > 1 && c.c / c.groups <= 2 && c.o / c.groups <= 2; }

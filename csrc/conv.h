@@ -20,21 +20,20 @@ struct ConvCall {
     i64 n, c, h, w, o, p, q, r, s;
     i64 stride[2], padding[2], dilation[2], groups;
     i64 wide;  // may a sum leave int32?
+    i64 half;  // are the floats of the output bfloat16?
     i64 amax;  // float[channels of the output]: the range of each is wanted as well; or 0
 
     const float* scales() const { return reinterpret_cast<const float*>(scale); }
-    float* floats() const { return reinterpret_cast<float*>(out); }
     bool sums_only() const { return scale == 0; }  // out gets the sums themselves: int32, int64 when wide
     // Does an output of `bytes`, of which a kernel writes `run` side by side, go past the caches (Tile::stream)? Where
     // they would not keep it until it is read, and lines are written whole.
     bool streams(const ProductKernels& k, i64 run, i64 bytes) const {
-        return k.streams() && !sums_only() && bytes >= kFarBytes && run % kLine == 0 && out % kLine == 0;
+        return k.streams() && !sums_only() && !half && bytes >= kFarBytes && run % kLine == 0 && out % kLine == 0;
     }
     static constexpr i64 kFarBytes = 2 << 20;
-    // Element i of the output, whatever its type: what Finish takes.
-    float* at(i64 i) const {
-        return sums_only() && wide ? reinterpret_cast<float*>(reinterpret_cast<i64*>(out) + i) : floats() + i;
-    }
+    i64 element() const { return sums_only() ? (wide ? 8 : 4) : half ? 2 : 4; }  // bytes
+    // Element i of the output.
+    u8* at(i64 i) const { return reinterpret_cast<u8*>(out) + i * element(); }
 };
 
 // The convolution or its input gradient, seen as one thing: destination channels from a window over source channels.
@@ -84,6 +83,7 @@ private:
     void write_one(i64 channel, i64 slot) const;
 
     float* ranges_;
+    bool half_;
     i64 stride_;
     std::vector<i32> maxima_;
 };

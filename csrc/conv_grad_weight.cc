@@ -266,7 +266,7 @@ private:
                 scale[o] = call_.scales()[(first + std::min(o, outputs_ - 1)) * call_.scale_stride[0] +
                                           c * call_.scale_stride[1]];
             u8* sums = total + (c - c0) * taps_ * padded_ * element_;
-            Finish f{sums, call_.wide != 0, padded_, rows * taps_, {nullptr, scale, nullptr, nullptr, outputs_},
+            Finish f{sums, call_.wide != 0, padded_, rows * taps_, {nullptr, scale, nullptr, nullptr, outputs_, false},
                      call_.at((first * inputs_ + c) * taps_), 1, inputs_ * taps_};
             if (!call_.channels_last) {
                 k_.finish(f);

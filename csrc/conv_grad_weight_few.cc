@@ -119,14 +119,14 @@ private:
             for (i64 o = 0; o < call_.o; o += height)
                 for (i64 c = 0; c < count; c += nr_) {
                     const i64 width = std::min(nr_, columns - c);
-                    const Epilogue epilogue{row_scale + o, scale + c, nullptr, nullptr, std::min(nr_, count - c)};
+                    const Epilogue epilogue{row_scale + o, scale + c, nullptr, nullptr, std::min(nr_, count - c), false};
                     t.a = reinterpret_cast<const u8*>(packed_ + o * ld_);
                     t.b = source + c * words_;
                     t.b_step = width;
                     Tile one = chunk_tile(t, chunks_[0]);
                     one.init = init + c;
                     one.epilogue = &epilogue;
-                    one.c = reinterpret_cast<i32*>(call_.floats() + (o * taps_ + tap) * call_.c + c0 + c);
+                    one.c = reinterpret_cast<i32*>(call_.at((o * taps_ + tap) * call_.c + c0 + c));
                     k_.tile[width / k_.lanes - 1][std::min(height, call_.o - o) - 1](one);
                 }
         }

@@ -7,6 +7,7 @@
 
 #include "conv.h"
 #include "cpu_features.h"
+#include "numerics.h"
 #include "parallel.h"
 
 namespace sb {
@@ -104,15 +105,17 @@ const char* window_by_planes(const ConvCall& call, bool backward, int threads) {
         }
         const float scale = call.scales()[n * call.scale_stride[0] + target * call.scale_stride[1]];
         const float* bias = reinterpret_cast<const float*>(call.bias);
-        float* out = call.floats() + first;
+        const FloatsOut out(call.at(first), call.half != 0);
         i32 most = 0;
-        for (i64 i = 0; i < plane; ++i) {
-            const float product = static_cast<float>(total[i]) * scale, y = bias ? product + bias[target] : product;
-            out[i * step] = y;
-            i32 bits;
-            std::memcpy(&bits, &y, sizeof bits);
-            most = std::max(most, bits & 0x7FFFFFFF);
-        }
+        out.visit([&](auto* to) {
+            for (i64 i = 0; i < plane; ++i) {
+                const float product = static_cast<float>(total[i]) * scale, y = bias ? product + bias[target] : product;
+                put(to + i * step, y);
+                i32 bits;
+                std::memcpy(&bits, &y, sizeof bits);
+                most = std::max(most, bits & 0x7FFFFFFF);
+            }
+        });
         if (i32* own = maxima.of(worker)) own[target] = std::max(own[target], most);
     });
     maxima.write(channels, [](i64 c) { return c; });
@@ -148,7 +151,8 @@ const char* grad_weight_by_planes(const ConvCall& call, int threads) {
             return;
         }
         const float scale = call.scales()[o * call.scale_stride[0] + c * call.scale_stride[1]];
-        for (i64 tap = 0; tap < taps; ++tap) call.floats()[first + tap] = static_cast<float>(total[tap]) * scale;
+        float* out = reinterpret_cast<float*>(call.at(first));
+        for (i64 tap = 0; tap < taps; ++tap) out[tap] = static_cast<float>(total[tap]) * scale;
     });
     return kernel.name;
 }

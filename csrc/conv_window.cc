@@ -48,8 +48,8 @@ public:
 private:
     void run(ChannelMaxima& maxima) {
         pack_weights();
-        const i64 bytes = 4 * call_.n * channels_ * rows_.dst * cols_.dst;
-        will_fill(call_.floats(), bytes);
+        const i64 bytes = call_.element() * call_.n * channels_ * rows_.dst * cols_.dst;
+        will_fill(call_.at(0), bytes);
         stream_ = finishes_by_tile() && call_.streams(k_, 4 * window_.targets, bytes);
         // Rows of i in a task: as many as the cache takes, few enough to give every thread some. Small images go
         // several at a time, so that a panel of weights is used for all of them while it is near.
@@ -86,7 +86,7 @@ private:
     void clear(i64 n0, i64 n1, i64 i0, i64 i1) const {
         const i64 h0 = i0 * rows_.step, h1 = std::min(i1 * rows_.step, rows_.dst), row = cols_.dst * channels_;
         for (i64 n = n0; n < n1; ++n)
-            std::memset(call_.floats() + (n * rows_.dst + h0) * row, 0, static_cast<size_t>(4 * (h1 - h0) * row));
+            std::memset(call_.at((n * rows_.dst + h0) * row), 0, static_cast<size_t>(call_.element() * (h1 - h0) * row));
     }
 
     struct PhasePair {
@@ -248,7 +248,7 @@ private:
                     const i64 pixel0 = phase.rows->first * cols_.dst + phase.cols->first;
                     Target to{nullptr, padded_, epilogues[i]};
                     if (by_tile)
-                        to = {output(n0 + i, group, h0 * cols_.dst + pixel0) + first, channels_,
+                        to = {output(n0 + i, group, h0 * cols_.dst + pixel0) + first * call_.element(), channels_,
                               part(epilogues[i], first, std::min(nr_, window_.targets - first))};
                     else
                         to.at = sums + sum_bytes * (i * image_sums + pixel0 * padded_ + first);
@@ -275,7 +275,7 @@ private:
     };
 
     // A pixel of the output of a group, at its first channel.
-    float* output(i64 image, i64 group, i64 pixel) const {
+    u8* output(i64 image, i64 group, i64 pixel) const {
         const i64 plane = rows_.dst * cols_.dst, first = group * window_.targets;
         return call_.at(call_.channels_last ? (image * plane + pixel) * channels_ + first
                                             : (image * channels_ + first) * plane + pixel);
@@ -283,7 +283,7 @@ private:
 
     static Epilogue part(Epilogue e, i64 first, i64 cols) {
         return {nullptr, e.col_scale + first, e.bias ? e.bias + first : nullptr, e.amax ? e.amax + first : nullptr,
-                cols};
+                cols, e.half};
     }
 
     // Of each image: a scale may differ between them.
@@ -300,7 +300,7 @@ private:
                 own[d] = call_.scales()[(n0 + i) * call_.scale_stride[0] +
                                         (first + std::min(d, window_.targets - 1)) * call_.scale_stride[1]];
             all.push_back({nullptr, own, given ? bias : nullptr, amax ? amax + group * padded_ : nullptr,
-                           window_.targets});
+                           window_.targets, call_.half != 0});
         }
         return all;
     }
@@ -319,6 +319,7 @@ private:
         const Correction correct(k_, plan);
         std::vector<i32> row_sums(correct.has_rows() ? packed.chunks.size() * kMaxRows : 0);
         const bool by_tile = finishes_by_tile(), at_once = in_one_run(packed.chunks, call_.wide, correct);
+        const i64 element = by_tile ? call_.element() : 4;  // of what to.at takes at once
         alignas(64) i64 buffer[kMaxRows * kMaxVectors * kMaxLanes];
         const bool direct = at_once || !by_tile;
         t.c_row = direct ? row : columns;
@@ -335,7 +336,7 @@ private:
                 t.a = source + i * source_line + (narrow ? j / 4 * t.a_group : j * t.a_row);
                 const i64 at = i * line + (narrow ? j / 4 * group : j * row);
                 if (at_once) {
-                    t.c = static_cast<i32*>(to.at) + at;
+                    t.c = reinterpret_cast<i32*>(static_cast<u8*>(to.at) + element * at);
                     k_.tile[vectors - 1][rows - 1](t);
                     continue;
                 }
@@ -347,7 +348,7 @@ private:
                            row_sums.empty() ? nullptr : row_sums.data());
                 for (i64 r = 0, some = narrow ? 4 : rows; !direct && r < rows; r += some)
                     k_.finish({reinterpret_cast<u8*>(buffer) + (call_.wide ? 8 : 4) * r * columns, call_.wide != 0,
-                               columns, some, to.epilogue, static_cast<float*>(to.at) + at + r / 4 * group, row, 1});
+                               columns, some, to.epilogue, static_cast<u8*>(to.at) + element * (at + r / 4 * group), row, 1});
             }
     }
 

@@ -89,8 +89,8 @@ public:
         }
         zeros_.assign(static_cast<size_t>(window_.sources), 0);
         parallel(threads_, panels_, [&](i64 panel, int) { transform_weights(panel); });
-        const i64 bytes = 4 * call_.n * window_.targets * rows_.dst * cols_.dst;
-        will_fill(call_.floats(), bytes);
+        const i64 bytes = call_.element() * call_.n * window_.targets * rows_.dst * cols_.dst;
+        will_fill(call_.at(0), bytes);
         stream_ = call_.streams(k_, 4 * window_.targets, bytes);
         parallel(threads_, ceil_div(tiles_, kTiles), [&](i64 block, int worker) {
             convolve(block * kTiles, std::min((block + 1) * kTiles, tiles_), maxima.of(worker));
@@ -174,7 +174,7 @@ private:
         u8* source = scratch<u8>(Slot::left, kFrequencies * step);
         i32* sums = scratch<i32>(Slot::sums, kFrequencies * sums_step);
         const u8 offset = plan_.left_codes(nullptr, 0, 0).offset;
-        float* out[kTiles][4];
+        void* out[kTiles][4];
         for (i64 t = 0; t < count; ++t) {
             const i64 n = (t0 + t) / (tile_rows_ * tile_cols_), p = (t0 + t) / tile_cols_ % tile_rows_ * 2,
                       q = (t0 + t) % tile_cols_ * 2;
@@ -191,7 +191,7 @@ private:
             for (int i = 0; i < 4; ++i) {
                 const i64 y = p + i / 2, x = q + i % 2;
                 const bool inside = y < rows_.dst && x < cols_.dst;
-                out[t][i] = inside ? call_.floats() + ((n * rows_.dst + y) * cols_.dst + x) * targets : nullptr;
+                out[t][i] = inside ? call_.at(((n * rows_.dst + y) * cols_.dst + x) * targets) : nullptr;
             }
         }
         for (i64 panel = 0; panel < panels_; ++panel) {
@@ -214,10 +214,10 @@ private:
                 }
             }
             const Epilogue epilogue{nullptr, scale_ + first, call_.bias ? scale_ + padded_ + first : nullptr,
-                                    amax ? amax + first : nullptr, std::min(nr_, targets - first)};
+                                    amax ? amax + first : nullptr, std::min(nr_, targets - first), call_.half != 0};
             for (i64 t = 0; t < count; ++t) {
                 k_.winograd_output(sums + t * ld, sums_step, vectors, shift_, epilogue, stream_, out[t]);
-                for (float*& pixel : out[t]) pixel = pixel ? pixel + nr_ : nullptr;
+                for (void*& pixel : out[t]) pixel = pixel ? static_cast<u8*>(pixel) + nr_ * call_.element() : nullptr;
             }
         }
     }

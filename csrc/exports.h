@@ -1,11 +1,13 @@
-// Exported functions that others are made of; what each does is said where it is defined.
+// Exported functions that others are made of; what each does is said where it is defined. half: a tensor of floats is
+// bfloat16, not float32.
 #pragma once
 
 #include "subbyte.h"
 
-SB_EXPORT const char* sb_amax(const float* x, sb::i64 outer, sb::i64 channels, sb::i64 inner, float* r, int threads);
+SB_EXPORT const char* sb_amax(
+    const void* x, int half, sb::i64 outer, sb::i64 channels, sb::i64 inner, float* r, int threads);
 SB_EXPORT const char* sb_quantize(
-    const float* x, sb::i64 n, const float* r, sb::i64 r_channels, sb::i64 r_inner, const sb::u8* shift,
+    const void* x, int half, sb::i64 n, const float* r, sb::i64 r_channels, sb::i64 r_inner, const sb::u8* shift,
     sb::i64 shift_channels, sb::i64 shift_inner, const sb::i64* stream, sb::i64 batch, sb::i64 channels, sb::i64 pixels,
     int low, int high, void* codes, int threads);
 SB_EXPORT const char* sb_unpack_codes(
@@ -23,7 +25,7 @@ SB_EXPORT const char* sb_norm_constants(
 SB_EXPORT const char* sb_norm_relu(
     const sb::i8* q, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::i64* total, sb::i64 totals,
     const float* factor, sb::i64 factors, const sb::i8* gamma, sb::i64 gammas, const float* scale, sb::i64 scales,
-    const float* beta, sb::i64 betas, sb::i64 count, int bits, int saved_bits, const float* other, float* z, float* r,
+    const float* beta, sb::i64 betas, sb::i64 count, int bits, int saved_bits, const void* other, void* z, int half, float* r,
     sb::u8* saved, sb::u8* masks, int threads);
 SB_EXPORT const char* sb_norm_grad_stats(
     const sb::i8* g, const sb::i8* k, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::i8* gamma,
@@ -40,7 +42,7 @@ SB_EXPORT const char* sb_norm_grad_apply(
     const sb::i8* g, const sb::i8* k, sb::i64 n, const sb::i8* gamma, sb::i64 gamma_channels, sb::i64 gamma_inner,
     const float* a, sb::i64 a_channels, sb::i64 a_inner, const float* u, sb::i64 u_channels, sb::i64 u_inner,
     const float* v, sb::i64 v_channels, sb::i64 v_inner, const float* t, sb::i64 t_channels, sb::i64 t_inner, int l2,
-    float* dx, int threads);
+    void* dx, int half, int threads);
 SB_EXPORT const char* sb_norm_grad_stats_groups(
     const sb::i8* g, const sb::i8* k, sb::i64 samples, sb::i64 channels, sb::i64 inner, sb::i64 group,
     const sb::i8* gamma, sb::i64 gamma_channels, sb::i64* sum_h, sb::i64* sum_hk, sb::i64* sum_sign, sb::i64* sum_g,
@@ -55,18 +57,18 @@ SB_EXPORT const char* sb_norm_grad_range(
 SB_EXPORT const char* sb_shift_exponents(
     const float* r_k, sb::i64 channels, int top, int apart, float* r, sb::u8* shift, int);
 SB_EXPORT const char* sb_absmax_codes(
-    const float* x, sb::i64 n, float clip, const sb::i64* stream, sb::i64 batch, sb::i64 channels, sb::i64 pixels,
+    const void* x, int half, sb::i64 n, float clip, const sb::i64* stream, sb::i64 batch, sb::i64 channels, sb::i64 pixels,
     int low, int high, void* codes, float* scale, int threads);
 SB_EXPORT const char* sb_shift_codes(
-    const float* x, sb::i64 n, sb::i64 groups, sb::i64 inner, int top, float clip, const sb::i64* stream,
+    const void* x, int half, sb::i64 n, sb::i64 groups, sb::i64 inner, int top, float clip, const sb::i64* stream,
     sb::i64 batch, sb::i64 channels, sb::i64 pixels, int low, int high, void* codes, float* scale, sb::u8* shift,
     int threads);
 SB_EXPORT const char* sb_quantize_tokens(
-    const float* x, sb::i64 rows, sb::i64 channels, const float* r, const sb::i64* stream, sb::i64 order_batch,
+    const void* x, int half, sb::i64 rows, sb::i64 channels, const float* r, const sb::i64* stream, sb::i64 order_batch,
     sb::i64 order_channels, sb::i64 order_pixels, int code_bits, int with_sign, int top, sb::i8* codes, int threads);
 SB_EXPORT const char* sb_quantize_blocks(
-    const float* x, sb::i64 outer, sb::i64 channels, sb::i64 inner, sb::i64 block, const float* r, int code_bits,
-    int with_sign, int top, sb::i8* codes, int threads);
+    const void* x, int half, sb::i64 outer, sb::i64 channels, sb::i64 inner, sb::i64 block, const float* r,
+    int code_bits, int with_sign, int top, sb::i8* codes, int threads);
 SB_EXPORT const char* sb_pack_tokens(
     const sb::u8* codes, sb::i64 rows, sb::i64 channels, int bits, int top, sb::u8* packed, sb::u8* places,
     int threads);
@@ -76,10 +78,10 @@ SB_EXPORT const char* sb_unpack_tokens(
 SB_EXPORT const char* sb_pack_codes(const sb::u8* codes, sb::i64 n, int bits, sb::u8* packed, int threads);
 SB_EXPORT const char* sb_gemm(const void* call, int threads);
 SB_EXPORT const char* sb_relu_grad(
-    const float* g, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* mask, float* r, float* h,
+    const void* g, int half, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* mask, float* r, void* h,
     int threads);
 SB_EXPORT const char* sb_relu_grad_quantize(
-    const float* g, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* mask, const float* r,
+    const void* g, int half, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* mask, const float* r,
     sb::i64 ranges, const sb::i64* stream, sb::i64 order_batch, sb::i64 order_channels, sb::i64 order_pixels, int top,
     sb::i8* codes, int threads);
 SB_EXPORT const char* sb_norm_grad_sums(

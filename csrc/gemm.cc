@@ -70,7 +70,7 @@ public:
         if (bytes >= kFreshBytes) will_fill(reinterpret_cast<void*>(call_.out), bytes);
         divide();
         const bool far = bytes >= kFarBytes && !in_first_cache_;
-        stream_ = far && k_.streams() && at_once_ && call_.n % k_.lanes == 0 && call_.out % kLine == 0;
+        stream_ = far && k_.streams() && at_once_ && !call_.half && call_.n % k_.lanes == 0 && call_.out % kLine == 0;
         fetch_output_ = far && !stream_;
         const i64 side = std::clamp<i64>(batches_ * panels_ / threads_, 1, kPackPanels);
         const i64 sides = ceil_div(panels_, side);
@@ -103,7 +103,7 @@ private:
                            static_cast<int>(c.b.max_shift));
     }
     bool wide() const { return plan_.wide() && !call_.is_float; }  // the output, not only the sums
-    i64 element() const { return wide() ? 8 : 4; }
+    i64 element() const { return wide() ? 8 : call_.half ? 2 : 4; }
     i64 init_size() const { return static_cast<i64>(chunks_.size()) * columns_; }
     bool left_by_columns() const { return call_.a.outer == 1 && call_.a.inner != 1; }
     i64 width(i64 panel) const { return std::min(nr_, columns_ - panel * nr_); }
@@ -302,7 +302,7 @@ private:
         const i64 n0 = panel * nr_, n = std::min(nr_, call_.n - n0), first = (batch * call_.m + m) * call_.n + n0;
         const int vectors = static_cast<int>(width(panel) / k_.lanes);
         const float* cols = call_.is_float ? col_scale(batch) + n0 : nullptr;
-        const Epilogue epilogue{row_scale, cols, call_.bias ? cols + columns_ : nullptr, nullptr, n};
+        const Epilogue epilogue{row_scale, cols, call_.bias ? cols + columns_ : nullptr, nullptr, n, call_.half != 0};
         const i32* init = init_ + batch * init_size() + n0;
         u8* const out = reinterpret_cast<u8*>(call_.out) + element() * first;
         // int32 sums of whole vectors, and floats that need no second step, go where they belong at once: without a
@@ -325,7 +325,7 @@ private:
         u8* const acc = in_place ? out : buffer;
         run_chunks(k_, chunks_, plan_.wide(), t, rows, vectors, acc, init, columns_, row_sums);
         if (call_.is_float)
-            k_.finish({acc, plan_.wide(), nr_, rows, epilogue, reinterpret_cast<float*>(out), call_.n, 1});
+            k_.finish({acc, plan_.wide(), nr_, rows, epilogue, out, call_.n, 1});
         else
             for (int i = 0; !in_place && i < rows; ++i)
                 std::memcpy(out + element() * i * call_.n, acc + element() * i * nr_,

@@ -16,7 +16,7 @@ struct GemmCall {
     } a, b;
     i64 b_packed;  // are b's codes a string of bits?
     i64 m, n, k, wide;
-    i64 out, is_float;  // int32, or int64 when wide, unless float
+    i64 out, is_float, half;  // int32, or int64 when wide, unless float (half: bfloat16)
     i64 a_scale, a_scale_step, b_scale, b_scale_step, bias;
     i64 leading, size[kMaxLeading], step[kMaxLeading][4];  // of a, b, a_scale, b_scale in elements
 };

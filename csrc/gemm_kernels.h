@@ -29,6 +29,7 @@ struct Epilogue {
     const float* bias;       // or null
     i32* amax;               // amax[j] = max(amax[j], bits of |out[i, j]|); or null
     i64 cols;                // that are stored
+    bool half;               // as bfloat16; amax is of floats before they are rounded
 };
 
 struct Tile {
@@ -44,7 +45,7 @@ struct Tile {
     const i64* b_off;
     i64 segments, steps;
     i64 exact;  // steps whose sums of pairs stay in 16 bits, where few_bits: 2 or more
-    const Epilogue* epilogue;  // c takes floats, of as many columns as this says; null: c takes the sums
+    const Epilogue* epilogue;  // c takes floats (or bfloat16), of as many columns as this says; null: c takes the sums
     bool stream;               // c goes past the caches, where a vector is a line: whole, aligned vectors alone
 };
 using TileFn = void (*)(const Tile&);
@@ -78,8 +79,8 @@ struct Finish {
     bool wide;
     i64 acc_row, rows;
     Epilogue epilogue;
-    float* out;            // or sums of acc's type, where there is no scale
-    i64 out_row, out_col;  // one of them is 1
+    void* out;             // floats, or sums of acc's type where there is no scale
+    i64 out_row, out_col;  // one of them is 1; in elements
     i64 cols() const { return epilogue.cols; }
 };
 
@@ -115,7 +116,7 @@ struct ProductKernels {
     // conv_winograd.cc.
     void (*winograd_input)(const u8* const* pixels, i64 channels, const u8* factor, u8 offset, u8* to, i64 step);
     void (*winograd_output)(const i32* sums, i64 step, int vectors, int shift, const Epilogue&, bool past_caches,
-                            float* const* out);
+                            void* const* out);
     bool bytes() const { return per_word == 4; }
     bool streams() const { return SB_X86 && 4 * lanes == kLine; }  // does a tile that is told to?
 };

@@ -21,14 +21,14 @@ struct NormPassKernels {
     // k = round(to_fixed(float(count q - total) * factor)),  y = float(k gamma) * scale + beta; k is kept narrowed
     void (*apply_signed)(
         const i8* q, Lane<i32> total, Lane<float> factor, Lane<float> gamma, Lane<float> scale, Lane<float> beta,
-        i32 count, float high, Narrowing saved, i64 n, float* y, i8* k);
+        i32 count, float high, Narrowing saved, i64 n, FloatsOut y, i8* k);
     void (*apply_unsigned)(
         const u8* q, Lane<i32> total, Lane<float> factor, Lane<float> gamma, Lane<float> scale, Lane<float> beta,
-        i32 count, float high, Narrowing saved, i64 n, float* y, i8* k);
+        i32 count, float high, Narrowing saved, i64 n, FloatsOut y, i8* k);
     // dx = a * (float(gamma g) - (u + v * (s - t))),  s = sign(k), or k for L2
     void (*grad_apply)(
         const i8* g, const i8* k, Lane<i32> gamma, Lane<float> a, Lane<float> u, Lane<float> v, Lane<float> t, bool l2,
-        i64 n, float* dx);
+        i64 n, FloatsOut dx);
 };
 // The ops whose passes these are.
 inline constexpr const char* kNormPassOps[] = {"norm_apply", "norm_forward", "norm_backward", "norm_grad_apply"};
@@ -76,7 +76,7 @@ struct NormApply {
     AlongAxis<float> scale, beta;
     i64 count;
     int bits;
-    float* y;
+    FloatsOut y;
     i8* k;
     u8* saved;
     int saved_bits;

@@ -3,7 +3,7 @@
 //
 // Passes over x, forward (the range is known): codes (reads 4 bytes an element, writes 1), two of sums (1 each), one to
 // y and the packed xhat (1, writes 4 and saved_bits / 8). Backward: codes of g (4, writes 1), unpacking (writes 1),
-// sums (2), dx (2, writes 4).
+// sums (2), dx (2, writes 4). In bfloat16 the 4 are 2.
 #include <vector>
 
 #include "chain_values.h"
@@ -27,13 +27,13 @@ constexpr i64 kGrain = 1 << 13;  // elements that are worth a second thread
 // dx where the statistic and gamma belong to channels.
 void batch_grad(
     const Shape& shape, const i8* g, const i8* k, Values<i8> gamma, const float* a, const float* u, const float* v,
-    const float* t, float* dx, int threads) {
+    const float* t, FloatsOut dx, int threads) {
     const ChainKernels& kernel = *floats_op.best().table;
     const i64 n = shape.size(), c = shape.channels;
     const Strips strips(shape);
     const NormGrad norm(strips, gamma, {a, c}, {u, c}, {v, c}, {t, c});
     const i64 tile = strips.tile(kBlock);
-    will_fill(dx, n * static_cast<i64>(sizeof(float)));
+    will_fill(dx.p, n * dx.bytes());
     parallel(useful_threads(threads, n, kGrain), ceil_div(n, tile), [&](i64 task, int) {
         strips.visit(task * tile, std::min((task + 1) * tile, n), [&](i64 at, i64 rows, i64 columns, i64 slot) {
             kernel.norm_grad_floats(g + at, k + at, norm.operands, slot, rows, columns, dx + at);
@@ -44,20 +44,20 @@ void batch_grad(
 }  // namespace
 }  // namespace sb
 
-// x: n floats. r: the range for each index of an axis; gamma, beta: likewise, or nullptr with 1 channel. The statistic
+// x: n floats (half: bfloat16, and y too). r: the range for each index of an axis; gamma, beta: likewise, or nullptr with 1 channel. The statistic
 // has an axis, its scale one of as many or fewer channels, the last of the statistic's. count: codes of a statistic.
 //   gamma_codes, gamma_scale, mu, d, saved_scale, y, saved   results; saved_scale one for each scale channel
 SB_EXPORT const char* sb_norm_forward(
-    const float* x, sb::i64 n, const float* r, sb::i64 r_channels, sb::i64 r_inner, const float* gamma,
+    const void* x, int half, sb::i64 n, const float* r, sb::i64 r_channels, sb::i64 r_inner, const float* gamma,
     sb::i64 gamma_channels, sb::i64 gamma_inner, const float* beta, sb::i64 beta_channels, sb::i64 beta_inner,
     sb::i64 channels, sb::i64 inner, sb::i64 scales, sb::i64 scale_inner, sb::i64 count, double eps, double l1_factor,
-    int input_bits, int bits, int saved_bits, int weight_bits, int l2, int centred, float* y, sb::u8* saved,
+    int input_bits, int bits, int saved_bits, int weight_bits, int l2, int centred, void* y, sb::u8* saved,
     float* saved_scale, sb::i8* gamma_codes, float* gamma_scale, double* mu, double* d, int threads) {
     using namespace sb;
     const int top = (1 << (input_bits - 1)) - 1;
     const Scratch scratch(n);
     i8* q = scratch.as<i8>();
-    sb_quantize(x, n, r, r_channels, r_inner, nullptr, 1, 1, nullptr, 1, n, 1, -top, top, q, threads);
+    sb_quantize(x, half, n, r, r_channels, r_inner, nullptr, 1, 1, nullptr, 1, n, 1, -top, top, q, threads);
 
     const i64 outer = n / (channels * inner), each = centred ? count : 1;
     const auto c = static_cast<size_t>(channels);
@@ -88,35 +88,35 @@ SB_EXPORT const char* sb_norm_forward(
         float range;
         done = sb_norm_relu(
             q, outer, channels, inner, total.data(), channels, factor.data(), channels, gamma_codes, gamma_channels,
-            scale.data(), scales, beta, beta_channels, each, bits, saved_bits, nullptr, y, &range, saved, nullptr,
+            scale.data(), scales, beta, beta_channels, each, bits, saved_bits, nullptr, y, half, &range, saved, nullptr,
             threads);
     }
     if (!done) {
         const NormApply call{
             q, true, n, {total.data(), channels, inner}, {factor.data(), channels, inner},
             {gamma_codes, gamma_channels, gamma_inner}, {scale.data(), scales, scale_inner},
-            {beta, beta_channels, beta_inner}, each, bits, y, nullptr, saved, saved_bits};
+            {beta, beta_channels, beta_inner}, each, bits, {y, half != 0}, nullptr, saved, saved_bits};
         norm_apply(call, threads);
     }
     return forward_op.best().name;
 }
 
-// g: n floats in x's order. params: how many sums the gradients of gamma and beta are.
+// g: n floats in x's order (half: bfloat16, and dx too). params: how many sums the gradients of gamma and beta are.
 //   kind   0: the statistic is the parameters' channel; 1: statistics are rows, parameters columns;
 //          2: rows of `params / scales` channels each (group norm), whose runs are `run` long
 SB_EXPORT const char* sb_norm_backward(
-    const float* g, sb::i64 n, const float* r, sb::i64 r_channels, sb::i64 r_inner, const sb::i64* stream,
+    const void* g, int half, sb::i64 n, const float* r, sb::i64 r_channels, sb::i64 r_inner, const sb::i64* stream,
     sb::i64 order_batch, sb::i64 order_channels, sb::i64 order_pixels, const sb::u8* saved, int saved_bits,
     const float* saved_scale, sb::i64 scales, const sb::i8* gamma, sb::i64 gamma_channels, sb::i64 gamma_inner,
     const float* gamma_scale, const double* d, sb::i64 channels, sb::i64 inner, sb::i64 params, int kind, sb::i64 run,
-    sb::i64 count, double l1_factor, int bits, int l2, int centred, float* dx, float* dgamma, float* dbeta,
+    sb::i64 count, double l1_factor, int bits, int l2, int centred, void* dx, float* dgamma, float* dbeta,
     int threads) {
     using namespace sb;
     const int top = (1 << (bits - 1)) - 1;
     const Scratch codes(n), unpacked(n);
     i8 *q = codes.as<i8>(), *k = unpacked.as<i8>();
     if (!sb_quantize(
-            g, n, r, r_channels, r_inner, nullptr, 1, 1, stream, order_batch, order_channels, order_pixels, -top, top,
+            g, half, n, r, r_channels, r_inner, nullptr, 1, 1, stream, order_batch, order_channels, order_pixels, -top, top,
             q, threads))
         return nullptr;
     sb_unpack_codes(saved, n, saved_bits, 1, reinterpret_cast<u8*>(k), threads);
@@ -144,12 +144,12 @@ SB_EXPORT const char* sb_norm_backward(
         channels, count, centred, l2, l1_factor, a.data(), u.data(), v.data(), t.data(), 1);
     if (kind == 0 && !l2 && (gamma_channels == 1 || gamma_inner == inner))
         batch_grad(
-            {outer, channels, inner}, q, k, {gamma, gamma_channels}, a.data(), u.data(), v.data(), t.data(), dx,
-            threads);
+            {outer, channels, inner}, q, k, {gamma, gamma_channels}, a.data(), u.data(), v.data(), t.data(),
+            {dx, half != 0}, threads);
     else
         sb_norm_grad_apply(
             q, k, n, gamma, gamma_channels, gamma_inner, a.data(), channels, inner, u.data(), channels, inner, v.data(),
-            channels, inner, t.data(), channels, inner, l2, dx, threads);
+            channels, inner, t.data(), channels, inner, l2, dx, half, threads);
     for (i64 i = 0; i < params; ++i) {
         const float one = step[i / (params / r_channels)], other = saved_scale[i / (params / scales)];
         dgamma[i] = static_cast<float>(sum_gk[i]) * (one * other);

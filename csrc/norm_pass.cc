@@ -9,6 +9,7 @@
 #include "cpu_features.h"
 #include "memory.h"
 #include "norm.h"
+#include "numerics.h"
 #include "pack.h"
 #include "parallel.h"
 
@@ -73,10 +74,10 @@ template <class To, class From>
 std::vector<To> converted(const From* v, i64 n) { return std::vector<To>(v, v + n); }
 
 // Deviations beyond 32 bits: the same operations one element at a time.
-template <class Code>
+template <class Code, class T>
 void apply_wide(
     const Code* q, Lane<i64> total, Lane<float> factor, Lane<float> gamma, Lane<float> scale, Lane<float> beta,
-    i64 count, float high, Narrowing saved, i64 n, float* y, i8* k) {
+    i64 count, float high, Narrowing saved, i64 n, T* y, i8* k) {
     for (i64 i = 0; i < n; ++i) {
         const float v = static_cast<float>(count * q[i] - total.p[total.step * i]) * factor.p[factor.step * i];
         const float clamped = v < -high ? -high : v > high ? high : v;
@@ -85,7 +86,7 @@ void apply_wide(
         const float kept = std::rint(static_cast<float>(rounded) * saved.unit);
         k[i] = static_cast<i8>(std::min(std::max(kept, -saved.high), saved.high));
         const i32 by = static_cast<i32>(gamma.p[gamma.step * i]);
-        y[i] = static_cast<float>(rounded * by) * scale.p[scale.step * i] + beta.p[beta.step * i];
+        put(y + i, static_cast<float>(rounded * by) * scale.p[scale.step * i] + beta.p[beta.step * i]);
     }
 }
 
@@ -115,7 +116,7 @@ const char* norm_apply(const NormApply& call, int threads) {
     const float high = static_cast<float>(((1 << (call.bits - 1)) - 1) << 16);
     const Narrowing saved = narrowing(call.bits, call.k ? call.bits : call.saved_bits);
     const PackKernels& pack = *pack_op.best().table;
-    will_fill(call.y, n * static_cast<i64>(sizeof(float)));
+    will_fill(call.y.p, n * call.y.bytes());
     if (call.k) will_fill(call.k, n);
 
     parallel(useful_threads(threads, n, kGrain), ceil_div(n, kBlock), [&](i64 task, int) {
@@ -132,14 +133,16 @@ const char* norm_apply(const NormApply& call, int threads) {
             const auto m = gammas.lane(at, gamma_one);
             const auto* codes = static_cast<const i8*>(call.q) + i;
             const auto* bytes = reinterpret_cast<const u8*>(codes);
-            float* y = call.y + i;
+            const FloatsOut y = call.y + i;
             i8* k = ks + (i - first);
             if (!narrow) {
                 const auto w = wide_totals.lane(at, wide_one);
-                if (call.is_signed)
-                    apply_wide(codes, w, f, m, s, b, count, high, saved, piece, y, k);
-                else
-                    apply_wide(bytes, w, f, m, s, b, count, high, saved, piece, y, k);
+                y.visit([&](auto* to) {
+                    if (call.is_signed)
+                        apply_wide(codes, w, f, m, s, b, count, high, saved, piece, to, k);
+                    else
+                        apply_wide(bytes, w, f, m, s, b, count, high, saved, piece, to, k);
+                });
                 continue;
             }
             const auto t = totals.lane(at, total_one);
@@ -176,15 +179,16 @@ SB_EXPORT const char* sb_norm_grad_apply(
     const sb::i8* g, const sb::i8* k, sb::i64 n, const sb::i8* gamma, sb::i64 gamma_channels, sb::i64 gamma_inner,
     const float* a, sb::i64 a_channels, sb::i64 a_inner, const float* u, sb::i64 u_channels, sb::i64 u_inner,
     const float* v, sb::i64 v_channels, sb::i64 v_inner, const float* t, sb::i64 t_channels, sb::i64 t_inner, int l2,
-    float* dx, int threads) {
+    void* to, int half, int threads) {
     using namespace sb;
+    const FloatsOut dx(to, half);
     if (n == 0) return grad_op.best().name;
     Layout layout(n);
     const Field<i32> gammas(layout, converted<i32>(gamma, gamma_channels), gamma_channels, gamma_inner);
     const Field<float> as(layout, a, a_channels, a_inner), us(layout, u, u_channels, u_inner);
     const Field<float> vs(layout, v, v_channels, v_inner), ts(layout, t, t_channels, t_inner);
     const auto kernel = grad_op.best();
-    will_fill(dx, n * static_cast<i64>(sizeof(float)));
+    will_fill(to, n * dx.bytes());
 
     parallel(useful_threads(threads, n, kGrain), ceil_div(n, kBlock), [&](i64 task, int) {
         i64 at[kMaxAxes];

@@ -20,9 +20,9 @@ inline void quantize_gamma(const float* gamma, i64 n, int bits, i8* codes, float
     codes[0] = 1, *scale = 1.0f;
     if (!gamma) return;
     float r;
-    sb_amax(gamma, 1, 1, n, &r, 1);
+    sb_amax(gamma, false, 1, 1, n, &r, 1);
     const int top = (1 << (bits - 1)) - 1;
-    sb_quantize(gamma, n, &r, 1, n, nullptr, 1, 1, nullptr, 1, n, 1, -top, top, codes, 1);
+    sb_quantize(gamma, false, n, &r, 1, n, nullptr, 1, 1, nullptr, 1, n, 1, -top, top, codes, 1);
     *scale = r / qmax(bits);
 }
 

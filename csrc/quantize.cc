@@ -56,7 +56,7 @@ struct Factors {
 struct Call {
     const QuantizeKernels& kernel;
     const Factors& factors;
-    const float* x;
+    Floats x;
     i8* codes;
     float low, high;
 
@@ -79,13 +79,13 @@ struct Call {
 }  // namespace
 }  // namespace sb
 
-// x: n dense floats -> codes, in the same memory order.
+// x: n dense floats (half: bfloat16) -> codes, in the same memory order.
 //   r, shift   values for each index of an axis: element i takes value (i / inner) % channels; shift may be null
 //   stream     null: half to even
 //   pixels     1: memory order is logical order; otherwise TRANSPOSED with (batch, channels, pixels)
 //   low, high  qmin and qmax
 SB_EXPORT const char* sb_quantize(
-    const float* x, sb::i64 n, const float* r, sb::i64 r_channels, sb::i64 r_inner, const sb::u8* shift,
+    const void* x, int half, sb::i64 n, const float* r, sb::i64 r_channels, sb::i64 r_inner, const sb::u8* shift,
     sb::i64 shift_channels, sb::i64 shift_inner, const sb::i64* stream, sb::i64 batch, sb::i64 channels, sb::i64 pixels,
     int low, int high, void* codes, int threads) {
     using namespace sb;
@@ -113,7 +113,7 @@ SB_EXPORT const char* sb_quantize(
     const bool one_factor = axis.channels == 1 && other.channels == 1;
     const Factors factors(std::move(inv), axis, std::move(power), other);
     will_fill(codes, n);
-    const Call call{*kernel.table, factors, x, static_cast<i8*>(codes), low * kOne, high * kOne};
+    const Call call{*kernel.table, factors, Floats(x, half), static_cast<i8*>(codes), low * kOne, high * kOne};
     const Order order{batch, channels, pixels};
     const int workers = useful_threads(threads, n, kGrain);
     if (stream && order.linear() && one_factor) {  // drawn where they are used

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace sb {
 using i8 = int8_t;
@@ -20,6 +21,37 @@ using u64 = uint64_t;
 
 static_assert(sizeof(float) == 4 && sizeof(void*) == 8, "float32 and 64-bit pointers are assumed throughout");
 static_assert((-1 >> 1) == -1, ">> on signed integers has to be arithmetic, as it is in numerics.py");
+
+// bfloat16: the upper half of a float32.
+struct Bf16 {
+    u16 bits;
+};
+
+// A tensor of floats, float32 or bfloat16: T is char, or const char where it is read. visit(f) calls f with the pointer.
+template <class T>
+struct FloatTensor {
+    template <class E>
+    using Of = std::conditional_t<std::is_const_v<T>, const E, E>;
+
+    Of<void>* p;
+    bool half;
+
+    FloatTensor(Of<float>* p) : p(p), half(false) {}
+    FloatTensor(Of<void>* p, bool half) : p(p), half(half) {}
+    FloatTensor operator+(i64 n) const { return {static_cast<T*>(p) + n * bytes(), half}; }
+    explicit operator bool() const { return p != nullptr; }
+    i64 bytes() const { return half ? 2 : 4; }  // of an element
+
+    template <class F>
+    void visit(const F& f) const {
+        if (half)
+            f(static_cast<Of<Bf16>*>(p));
+        else
+            f(static_cast<Of<float>*>(p));
+    }
+};
+using Floats = FloatTensor<const char>;
+using FloatsOut = FloatTensor<char>;
 
 template <class T>
 constexpr T ceil_div(T a, T b) { return (a + b - 1) / b; }

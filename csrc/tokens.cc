@@ -202,12 +202,13 @@ SB_EXPORT const char* sb_unpack_tokens(
     return kernel.name;
 }
 
-// x: rows * channels floats, r: their range; order and stream: draw.h, nullptr: half to even -> codes 2^(top - e),
+// data: rows * channels floats (half: bfloat16), r: their range; order and stream: draw.h, nullptr: half to even -> codes 2^(top - e),
 // which are bytes without a sign unless with_sign.
 SB_EXPORT const char* sb_quantize_tokens(
-    const float* x, sb::i64 rows, sb::i64 channels, const float* r, const sb::i64* stream, sb::i64 order_batch,
+    const void* data, int half, sb::i64 rows, sb::i64 channels, const float* r, const sb::i64* stream, sb::i64 order_batch,
     sb::i64 order_channels, sb::i64 order_pixels, int code_bits, int with_sign, int top, sb::i8* codes, int threads) {
     using namespace sb;
+    const Floats x(data, half);
     const auto kernel = tokens_op.best();
     const Order order{order_batch, order_channels, order_pixels};
     const i64 n = rows * channels;
@@ -221,12 +222,12 @@ SB_EXPORT const char* sb_quantize_tokens(
     return kernel.name;
 }
 
-// The same to nearest, of blocks: x is (outer, channels, inner) in the order that cuts it into blocks and, with its
+// The same to nearest, of blocks: data is (outer, channels, inner) in the order that cuts it into blocks and, with its
 // codes, (outer, inner, channels) in memory. Channels are taken so many at a time that they are whole blocks, brought
 // into that order and back where they lie in the cache; 9 places are a filter of 3 x 3.
 SB_EXPORT const char* sb_quantize_blocks(
-    const float* x, sb::i64 outer, sb::i64 channels, sb::i64 inner, sb::i64 block, const float* r, int code_bits,
-    int with_sign, int top, sb::i8* codes, int threads) {
+    const void* data, int half, sb::i64 outer, sb::i64 channels, sb::i64 inner, sb::i64 block, const float* r,
+    int code_bits, int with_sign, int top, sb::i8* codes, int threads) {
     using namespace sb;
     const i64 n = outer * channels * inner, whole = std::lcm(block, inner);
     if (n == 0 || channels * inner % block || whole > kMostTurned) return nullptr;
@@ -235,16 +236,20 @@ SB_EXPORT const char* sb_quantize_blocks(
     const i64 most = std::min(std::max<i64>(kTurnedTile / whole, 1) * (whole / inner), channels);
     const i64 tiles = ceil_div(channels, most);
     const int workers = useful_threads(threads, n, kGrain);
+    const Floats x(data, half);
     PerWorker<float> floats(most * inner, workers, 0.0f);
     PerWorker<i8> bytes(most * inner, workers, 0);
     will_fill(codes, n);
     parallel(workers, outer * tiles, [&](i64 task, int w) {
         const i64 first = task % tiles * most, count = std::min(most, channels - first);
         const i64 at = task / tiles * channels * inner + first;
-        float* z = floats.of(w);
         i8* q = bytes.of(w);
-        with_known<9>(inner, [&](auto k) { to_rows<float>(x + at, channels, k, count, z); });
-        kernel.table->token_codes(z, count * inner / block, block, steps, nullptr, q);
+        (x + at).visit([&](auto* from) {
+            using T = std::remove_const_t<std::remove_pointer_t<decltype(from)>>;
+            T* z = reinterpret_cast<T*>(floats.of(w));
+            with_known<9>(inner, [&](auto k) { to_rows<T>(from, channels, k, count, z); });
+            kernel.table->token_codes({z, half != 0}, count * inner / block, block, steps, nullptr, q);
+        });
         with_known<9>(inner, [&](auto k) { from_rows<i8>(q, k, count, codes + at, channels); });
     });
     return kernel.name;

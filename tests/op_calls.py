@@ -336,7 +336,6 @@ CALLS: dict[str, Callable[[int], list[tuple]]] = {
 }
 CALLS["norm_stats_uncentred"] = norm_stats
 CALLS["scaled_conv2d_amax"] = scaled_conv2d
-CALLS["scaled_conv2d_grad_input_amax"] = scaled_conv2d_grad_input
 
 CALLS["scaled_conv2d_grad_input_plus"] = scaled_conv2d_grad_input_plus
 CALLS.update(CHAIN_CALLS | CONSTANTS_CALLS | INTEGER_CALLS | INTEGER_TOKEN_CALLS)

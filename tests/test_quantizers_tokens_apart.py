@@ -84,11 +84,11 @@ def test_the_same_bits_and_kernels_where_channels_lie_together(kind, far):
 
 def test_a_narrow_product_takes_the_narrow_kernel(monkeypatch):
     """Where no channel has an exponent, what the kernel is told is an operand of 8 bits without any."""
-    from subbyte.backends import _cpu_products as products
+    from subbyte.backends import _cpu_convolutions as convolutions
 
     told = []
-    original = products._sum_is
-    monkeypatch.setattr(products, "_sum_is", lambda a, b, n: (told.append(a), original(a, b, n))[1])
+    original = convolutions.sum_is
+    monkeypatch.setattr(convolutions, "sum_is", lambda a, b, n: (told.append(a), original(a, b, n))[1])
     layer = nn.Conv2d(16, 16, 3)
     for make, widths in ((loud_and_silent, (8, True, 0)), (far_apart, (8, True, 8))):
         told.clear()

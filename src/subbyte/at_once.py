@@ -19,8 +19,11 @@ from .quantizers import AbsMax, BlockShiftQuant, Quantizer, ShiftQuant, TokenShi
 from .scheme import LayerScheme
 
 
-def forward(x: Tensor, w: Any, bias: Tensor | None, products: Products, scheme: LayerScheme):
-    """(y, x packed, w packed) of x (B, I), w (O, I); None where the layer is not one for ops.linear_forward."""
+def forward(x: Tensor, w: Any, bias: Tensor | None, products: Products, scheme: LayerScheme, half: bool = False):
+    """(y, x packed, w packed) of x (B, I), w (O, I), y in bfloat16 if half.
+
+    None where the layer is not one for ops.linear_forward.
+    """
     qx, qw = scheme.activation, scheme.weight
     w_top, w_inside = _largest_exponent(qw, 0), None
     if isinstance(qw, BlockShiftQuant) and not qw.shifts and isinstance(w, Tensor):
@@ -45,19 +48,29 @@ def forward(x: Tensor, w: Any, bias: Tensor | None, products: Products, scheme: 
     x_top, w_block = x_inside.top if x_inside else 0, w_inside.block if w_inside else 0
     y, px, sx, places, pw, sw, e = ops.linear_forward(
         *(x.detach(), w.detach(), bias, x_top, qx.clip, qx.bits, qx.signed),
-        *(w_top, w_block, qw.clip, qw.bits, qw.signed),
+        *(w_top, w_block, qw.clip, qw.bits, qw.signed, half),
     )
     ops.note("output", "integer")
     shift = (e, w_top) if isinstance(qw, ShiftQuant) else (None, 0)
     return y, _packed(px, x, sx, qx, x_inside, places), _packed(pw, w, sw, qw, w_inside, e, *shift)
 
 
-def backward(g: Tensor, x: Any, w: Any, sums: bool, products: Products, scheme: LayerScheme, stream: Callable):
+def backward(
+    g: Tensor,
+    x: Any,
+    w: Any,
+    sums: bool,
+    products: Products,
+    scheme: LayerScheme,
+    stream: Callable,
+    half: bool = False,
+):
     """(grad_input, grad_weight, grad_bias) of g (B, O); None where g is not one for ops.linear_backward.
 
     x, w    packed as forward gives them, or None: then there is no grad_weight, or no grad_input
     sums    is grad_bias wanted?
     stream  gives what g is rounded by
+    half    is grad_input to be bfloat16?
     """
     q = scheme.gradient
     if type(products) is not MatmulProducts or scheme.gradient_samples != 1 or not ops.covered("linear_backward"):
@@ -77,7 +90,7 @@ def backward(g: Tensor, x: Any, w: Any, sums: bool, products: Products, scheme: 
     inputs = (w if x is None else x).shape[1]
     found = ops.linear_backward(
         *(g, stream(), tokens, top, *channels, clip, q.bits, inputs, sums),
-        *(*_operand(x), *of_x, *_operand(w), *of_w),
+        *(*_operand(x), *of_x, *_operand(w), *of_w, half),
     )
     for name, operand in (("grad_input", w), ("grad_weight", x)):
         if operand is not None:

@@ -51,11 +51,13 @@ class QuantizedProduct(torch.autograd.Function):
         with ops.recording(record.kernels):
             part = products.part
             packed = isinstance(w, PackedQTensor)
-            found = None if record.armed else at_once.forward(x, w, bias, products, scheme)
+            half = dtype is torch.bfloat16
+            found = None if record.armed else at_once.forward(x, w, bias, products, scheme, half)
             if found is None:
                 qx = quantized(f"{part}activation", x, scheme.activation, streams, 1, record)
                 qw = ops.unpack(w) if packed else quantized(f"{part}weight", w, scheme.weight, streams, 2, record)
-                y = product(f"{part}output", products.output, products.float_output, qx, qw, bias)
+                output = partial(products.output, half=half)
+                y = product(f"{part}output", output, products.float_output, qx, qw, bias)
             else:
                 y, qx, qw = found
             need_x, need_w = ctx.needs_input_grad[:2]
@@ -83,17 +85,19 @@ class QuantizedProduct(torch.autograd.Function):
         grad_x: Any = None
         grad_w: Any = None
         grad_bias: Any = None
+        half = x_dtype is torch.bfloat16
         with ops.recording(ctx.record.kernels):
             p, part = ctx.products, ctx.products.part
             found = None
             if not ctx.record.armed:
                 stream = partial(stream_of, ctx.scheme.gradient, streams, 0, g.device)
                 operands = (x if need_w else None, w if need_x else None)
-                found = at_once.backward(g, *operands, need_bias, p, ctx.scheme, stream)
+                found = at_once.backward(g, *operands, need_bias, p, ctx.scheme, stream, half)
             if found is None:
                 samples = gradient_samples(f"{part}gradient", g, ctx.scheme, streams, ctx.record)
                 if need_x:
-                    grad_x = product(f"{part}grad_input", p.grad_input, p.float_grad_input, samples[0], w, x_shape)
+                    grad_input = partial(p.grad_input, half=half)
+                    grad_x = product(f"{part}grad_input", grad_input, p.float_grad_input, samples[0], w, x_shape)
                 if need_w:
                     name = f"{part}grad_weight"
                     grad_w = mean([product(name, p.grad_weight, p.float_grad_weight, q, x, w_shape) for q in samples])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Protocol
 
 import torch
@@ -38,12 +39,15 @@ class Products(Protocol):
         """The same, with a grad_weight that lies in memory as this weight does where a layer has a choice."""
         return self
 
-    def output(self, x: QTensor, w: QTensor, bias: Tensor | None) -> Tensor:
-        """y = x w + bias on codes, scaled to float32. ContractError where a scale varies inside the sum."""
+    def output(self, x: QTensor, w: QTensor, bias: Tensor | None, half: bool = False) -> Tensor:
+        """y = x w + bias on codes, scaled to float32. ContractError where a scale varies inside the sum.
+
+        half: may the result be rounded to bfloat16, where that saves a pass over memory?
+        """
         ...
 
-    def grad_input(self, g: QTensor, w: QTensor, x_shape: Sequence[int]) -> Tensor:
-        """g w on codes -> float32 of x's shape. ContractError as for output."""
+    def grad_input(self, g: QTensor, w: QTensor, x_shape: Sequence[int], half: bool = False) -> Tensor:
+        """g w on codes -> float32 of x's shape. ContractError and half as for output."""
         ...
 
     def grad_weight(self, g: QTensor, x: QTensor, w_shape: Sequence[int]) -> Tensor:
@@ -62,14 +66,17 @@ class Products(Protocol):
         """grad_weight on floats."""
         ...
 
-    def output_and_range(self, x: QTensor, w: QTensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    def output_and_range(
+        self, x: QTensor, w: QTensor, bias: Tensor | None, half: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """(y, r): the output, and r = amax(y, 1), which a kernel may find while it stores y."""
-        y = self.output(x, w, bias)
+        y = self.output(x, w, bias, half)
         return y, ops.amax(y, ops.CHANNEL)
 
     def grad_input_plus(self, g: QTensor, w: QTensor, x_shape: Sequence[int], more: Tensor, mask: Tensor) -> Tensor:
-        """grad_input, plus `more` where the mask (packed as in ops.chain; empty: everywhere) passes."""
-        return self.grad_input(g, w, x_shape) + ops.chain.masked(more, mask)
+        """grad_input, plus `more` where the mask (packed as in ops.chain; empty: everywhere) passes; of its type."""
+        half = more.dtype is torch.bfloat16
+        return self.grad_input(g, w, x_shape, half).to(more.dtype) + ops.chain.masked(more, mask)
 
     def float_grad_input_plus(self, g: Tensor, w: Tensor, x_shape: Sequence[int], more: Tensor, mask: Tensor) -> Tensor:
         """grad_input_plus on floats."""
@@ -87,11 +94,11 @@ class MatmulProducts(Products):
 
     packed: ClassVar[bool] = True
 
-    def output(self, x: QTensor, w: QTensor, bias: Tensor | None) -> Tensor:
-        return ops.matmul(x, w.T, bias)
+    def output(self, x: QTensor, w: QTensor, bias: Tensor | None, half: bool = False) -> Tensor:
+        return ops.matmul(x, w.T, bias, half)
 
-    def grad_input(self, g: QTensor, w: QTensor | PackedQTensor, x_shape: Sequence[int]) -> Tensor:
-        return ops.matmul(g, w)
+    def grad_input(self, g: QTensor, w: QTensor | PackedQTensor, x_shape: Sequence[int], half: bool = False) -> Tensor:
+        return ops.matmul(g, w, None, half)
 
     def grad_weight(self, g: QTensor, x: QTensor | PackedQTensor, w_shape: Sequence[int]) -> Tensor:
         return ops.matmul(g.T, x)
@@ -112,11 +119,11 @@ class PairProducts(Products):
 
     part: ClassVar[str] = "pair_"
 
-    def output(self, x: QTensor, w: QTensor, bias: Tensor | None) -> Tensor:
-        return ops.matmul(_unsqueezed(w, 1), x, bias).squeeze(1)
+    def output(self, x: QTensor, w: QTensor, bias: Tensor | None, half: bool = False) -> Tensor:
+        return ops.matmul(_unsqueezed(w, 1), x, bias, half).squeeze(1)
 
-    def grad_input(self, g: QTensor, w: QTensor, x_shape: Sequence[int]) -> Tensor:
-        return ops.matmul(_unsqueezed(w, 2), _unsqueezed(g, 1))
+    def grad_input(self, g: QTensor, w: QTensor, x_shape: Sequence[int], half: bool = False) -> Tensor:
+        return ops.matmul(_unsqueezed(w, 2), _unsqueezed(g, 1), None, half)
 
     def grad_weight(self, g: QTensor, x: QTensor, w_shape: Sequence[int]) -> Tensor:
         return ops.matmul(x, _unsqueezed(g, 2)).squeeze(2)
@@ -148,14 +155,16 @@ class ConvProducts(Products):
         last = ops.memory_format(w) is not torch.contiguous_format
         return self if last == self.weight_last else replace(self, weight_last=last)
 
-    def output(self, x: QTensor, w: QTensor, bias: Tensor | None) -> Tensor:
-        return ops.conv2d(x, w, bias, self.params)
+    def output(self, x: QTensor, w: QTensor, bias: Tensor | None, half: bool = False) -> Tensor:
+        return ops.conv2d(x, w, bias, self.params, half)
 
-    def output_and_range(self, x: QTensor, w: QTensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        return ops.conv2d_amax(x, w, bias, self.params)
+    def output_and_range(
+        self, x: QTensor, w: QTensor, bias: Tensor | None, half: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        return ops.conv2d_amax(x, w, bias, self.params, half)
 
-    def grad_input(self, g: QTensor, w: QTensor, x_shape: Sequence[int]) -> Tensor:
-        return ops.conv2d_grad_input(g, w, x_shape, self.params)
+    def grad_input(self, g: QTensor, w: QTensor, x_shape: Sequence[int], half: bool = False) -> Tensor:
+        return ops.conv2d_grad_input(g, w, x_shape, self.params, half)
 
     def grad_input_plus(self, g: QTensor, w: QTensor, x_shape: Sequence[int], more: Tensor, mask: Tensor) -> Tensor:
         return ops.conv2d_grad_input_plus(g, w, x_shape, self.params, more, mask)
@@ -196,11 +205,11 @@ class TransposedConvProducts(Products):
     params: ConvParams
     size: tuple[int, ...]
 
-    def output(self, x: QTensor, w: QTensor, bias: Tensor | None) -> Tensor:
-        return self._output(self._conv.grad_input, x, w, bias)
+    def output(self, x: QTensor, w: QTensor, bias: Tensor | None, half: bool = False) -> Tensor:
+        return self._output(partial(self._conv.grad_input, half=half and bias is None), x, w, bias)
 
-    def grad_input(self, g: QTensor, w: QTensor, x_shape: Sequence[int]) -> Tensor:
-        return self._grad_input(self._conv.output, g, w, x_shape)
+    def grad_input(self, g: QTensor, w: QTensor, x_shape: Sequence[int], half: bool = False) -> Tensor:
+        return self._grad_input(partial(self._conv.output, half=half), g, w, x_shape)
 
     def grad_weight(self, g: QTensor, x: QTensor, w_shape: Sequence[int]) -> Tensor:
         return self._grad_weight(self._conv.grad_weight, g, x, w_shape)

@@ -162,7 +162,6 @@ _PRODUCTS: dict[Any, Callable[..., int]] = {
     _OPS.scaled_conv2d_grad_input: _grad_input_flops,
     _OPS.scaled_conv2d_grad_weight: _grad_weight_flops,
     _OPS.scaled_conv2d_amax: _with_range(_conv_flops),
-    _OPS.scaled_conv2d_grad_input_amax: _with_range(_grad_input_flops),
     _OPS.scaled_conv2d_grad_input_plus: _grad_input_flops,
     _OPS.int_conv2d: _conv_flops,
     _OPS.int_conv2d_grad_input: _grad_input_flops,

@@ -232,7 +232,6 @@ GENERATORS: dict[str, Callable[[Draw], tuple]] = {
 }
 GENERATORS["norm_stats_uncentred"] = norm_stats
 GENERATORS["scaled_conv2d_amax"] = scaled_conv2d
-GENERATORS["scaled_conv2d_grad_input_amax"] = scaled_conv2d_grad_input
 
 
 def arguments(op: str, d: Draw) -> tuple:

@@ -44,11 +44,20 @@ def new(
     return torch.empty(size, dtype=dtype, device=CPU, memory_format=memory_format)
 
 
-def dense_float32(x: Tensor) -> Tensor | None:
-    """x as float32 in one dense block of memory, in its own order of dimensions; None off the CPU."""
+FLOATS = (torch.float32, torch.bfloat16)
+"""What kernels read and write tensors of floats in, by `half`; any other type becomes float32 first."""
+
+
+def dense_floats(x: Tensor) -> Tensor | None:
+    """x in one dense block of memory, in its own order of dimensions, as one of FLOATS; None off the CPU."""
     if not x.is_cpu or not x.dtype.is_floating_point:
         return None
-    return dense(x if x.dtype == torch.float32 else x.to(torch.float32))
+    return dense(x if x.dtype in FLOATS else x.to(torch.float32))
+
+
+def floats(x: Tensor) -> tuple[int, bool]:
+    """(address, is it bfloat16?): a tensor of FLOATS as an exported kernel takes it."""
+    return x.data_ptr(), x.dtype is torch.bfloat16
 
 
 def dense(x: Tensor) -> Tensor:

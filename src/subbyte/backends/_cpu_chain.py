@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..numerics import IntFormat, packed_bytes
 from ..qtensor import is_dense
-from ._cpu_call import axes, call, new, transposition
+from ._cpu_call import FLOATS, axes, call, floats, new, transposition
 from ._native import INT, INT64, POINTER, function
 
 MAX_COUNT = 1 << 24  # codes of one statistic, as in ops.norm
@@ -20,11 +20,11 @@ _VALUES = (POINTER, INT64)  # one value, or one for each channel
 NORM = (*_VALUES * 5, INT64, INT, INT)
 """Operands, how many codes are in a statistic, bits of xhat, bits of it that are saved."""
 
-_norm_relu = function("sb_norm_relu", POINTER, *_SHAPE, *NORM, *(POINTER,) * 5, INT)
+_norm_relu = function("sb_norm_relu", POINTER, *_SHAPE, *NORM, POINTER, POINTER, INT, *(POINTER,) * 3, INT)
 _norm_relu_codes = function("sb_norm_relu_codes", POINTER, *_SHAPE, *NORM, *_VALUES, INT, INT, *(POINTER,) * 4, INT)
-_relu_grad = function("sb_relu_grad", POINTER, *_SHAPE, *(POINTER,) * 3, INT)
+_relu_grad = function("sb_relu_grad", POINTER, INT, *_SHAPE, *(POINTER,) * 3, INT)
 _relu_grad_quantize = function(
-    "sb_relu_grad_quantize", POINTER, *_SHAPE, POINTER, *_VALUES, POINTER, *_SHAPE, INT, POINTER, INT
+    "sb_relu_grad_quantize", POINTER, INT, *_SHAPE, POINTER, *_VALUES, POINTER, *_SHAPE, INT, POINTER, INT
 )
 _grad_sums = function("sb_norm_grad_sums", POINTER, *_SHAPE, POINTER, INT, *(POINTER,) * 3, INT)
 _grad_amax = function("sb_norm_grad_amax", POINTER, *_SHAPE, POINTER, INT, *_VALUES * 5, INT64, POINTER, INT)
@@ -33,17 +33,17 @@ _grad_codes = function(
 )
 
 
-def norm_relu(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, other, relu):
+def norm_relu(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, other, relu, half=False):
     shape, norm = shape_of(q, torch.int8), norm_operands(q, total, factor, q_gamma, scale, beta)
-    if shape is None or norm is None or (other is not None and shape_of(other, torch.float32) is None):
+    if shape is None or norm is None or (other is not None and shape_of(other, *FLOATS) is None):
         return NotImplemented
-    z = torch.empty_like(q, dtype=torch.float32)
-    if other is not None and (other.shape != q.shape or other.stride() != z.stride()):
+    z = torch.empty_like(q, dtype=FLOATS[half])
+    if other is not None and (other.shape != q.shape or other.stride() != z.stride() or other.dtype != z.dtype):
         other = torch.empty_like(z).copy_(other)
     r = new([1] * q.ndim)
     saved, mask = _packed(q, saved_bits), _packed(q, 1) if relu else new(0, torch.uint8)
     arguments = (q.data_ptr(), *shape, *pointers(norm), n, bits, saved_bits)
-    outputs = (z.data_ptr(), r.data_ptr(), saved.data_ptr(), mask.data_ptr() if relu else None)
+    outputs = (z.data_ptr(), half, r.data_ptr(), saved.data_ptr(), mask.data_ptr() if relu else None)
     return (
         (z, r, saved, mask) if call("norm_relu", _norm_relu, *arguments, _pointer(other), *outputs) else NotImplemented
     )
@@ -63,18 +63,18 @@ def norm_relu_codes(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits,
 
 
 def relu_grad(g: Tensor, mask: Tensor, keep: bool):
-    shape = shape_of(g, torch.float32)
+    shape = shape_of(g, *FLOATS)
     if shape is None or not has_bits(mask, g, 1, or_none=True):
         return NotImplemented
     r = new([size if i == 1 else 1 for i, size in enumerate(g.shape)])
-    h = torch.empty_like(g) if keep else new(0)
+    h = torch.empty_like(g) if keep else new(0, g.dtype)
     results = (r.data_ptr(), h.data_ptr() if keep else None)
-    done = call("relu_grad", _relu_grad, g.data_ptr(), *shape, bits_of(mask), *results)
+    done = call("relu_grad", _relu_grad, *floats(g), *shape, bits_of(mask), *results)
     return (r, h) if done else NotImplemented
 
 
 def relu_grad_quantize(g: Tensor, mask: Tensor, r: Tensor, stream: Tensor, bits: int):
-    shape = shape_of(g, torch.float32)
+    shape = shape_of(g, *FLOATS)
     if shape is None or not has_bits(mask, g, 1, or_none=True):
         return NotImplemented
     order, ranges = transposition(g), values_of(g, (r, torch.float32))
@@ -82,7 +82,7 @@ def relu_grad_quantize(g: Tensor, mask: Tensor, r: Tensor, stream: Tensor, bits:
         return NotImplemented
     codes = torch.empty_like(g, dtype=torch.int8)
     arguments = (bits_of(mask), *pointers(ranges), stream.data_ptr(), *order, IntFormat(bits).qmax, codes.data_ptr())
-    done = call("relu_grad_quantize", _relu_grad_quantize, g.data_ptr(), *shape, *arguments)
+    done = call("relu_grad_quantize", _relu_grad_quantize, *floats(g), *shape, *arguments)
     return codes if done else NotImplemented
 
 
@@ -138,9 +138,9 @@ def _outermost(x: Tensor) -> bool:
     return x.shape[0] == 1 or x.stride(0) * x.shape[0] == x.numel()
 
 
-def shape_of(x: Tensor, dtype: torch.dtype) -> tuple[int, int, int] | None:
-    """(outer, channels, inner) of a dense tensor that holds something."""
-    if not x.is_cpu or x.dtype != dtype or x.ndim < 2 or x.numel() == 0 or not is_dense(x):
+def shape_of(x: Tensor, *dtypes: torch.dtype) -> tuple[int, int, int] | None:
+    """(outer, channels, inner) of a dense tensor of one of these types that holds something."""
+    if not x.is_cpu or x.dtype not in dtypes or x.ndim < 2 or x.numel() == 0 or not is_dense(x):
         return None
     axis = axes(x, [1])
     assert axis is not None, "one axis is always one run"

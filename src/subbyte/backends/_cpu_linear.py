@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ..numerics import IntFormat, packed_bytes, place_bits
-from ._cpu_call import CPU, call, dense_float32, new
-from ._cpu_products import _GEMM_CALL, _NO_LEADING, _address, _sum_is
+from ._cpu_call import CPU, FLOATS, call, dense_floats, floats, new
+from ._cpu_products import GEMM_CALL, NO_LEADING, address, sum_is
 from ._native import FLOAT, INT, INT64, POINTER, function
 
-_QUANTIZED = (POINTER, INT64, FLOAT, INT, INT, INT)  # values, how many, clip, bits, qmin, qmax
+_QUANTIZED = (POINTER, INT, INT64, FLOAT, INT, INT, INT)  # values, half, how many, clip, bits, qmin, qmax
 _forward = function("sb_linear_forward", *_QUANTIZED, INT, *_QUANTIZED, INT64, INT, INT64, *(POINTER,) * 7, INT)
-_GRADIENT = (POINTER, INT64, INT64, INT, INT, INT, INT, FLOAT, POINTER, INT)  # g, its sizes, how it is quantized
+_GRADIENT = (POINTER, INT, INT64, INT64, INT, INT, INT, INT, FLOAT, POINTER, INT)  # g, its sizes, how it is quantized
 _INSIDE = (POINTER, POINTER, INT, INT, INT)  # packed, places, bits, sign, the largest exponent
 _backward = function("sb_linear_backward", *_GRADIENT, INT64, *_INSIDE * 2, INT64, POINTER, INT, POINTER, POINTER, INT)
 
@@ -22,15 +22,17 @@ _Form = tuple[int, bool, int]
 """Of codes: bits, signed, max_shift."""
 
 
-def linear_forward(x, w, bias, x_top, x_clip: float, x_bits, x_signed, w_top, w_block, w_clip: float, w_bits, w_signed):
-    x32, w32 = _row_major(x), _row_major(w)
-    if x32 is None or w32 is None or x.shape[1] != w.shape[1] or not _numbers(bias, len(w)):
+def linear_forward(
+    x, w, bias, x_top, x_clip: float, x_bits, x_signed, w_top, w_block, w_clip: float, w_bits, w_signed, half=False
+):
+    dense_x, dense_w = _row_major(x), _row_major(w)
+    if dense_x is None or dense_w is None or x.shape[1] != w.shape[1] or not _numbers(bias, len(w)):
         return NotImplemented
     if w_block and w.numel() % w_block:
         return NotImplemented
     (rows, inputs), outputs = x.shape, len(w)
     bias = None if bias is None else bias.to(torch.float32).contiguous()
-    y, sx, sw = new((rows, outputs)), new((1, 1)), new((1, 1))
+    y, sx, sw = new((rows, outputs), FLOATS[half]), new((1, 1)), new((1, 1))
     px, pw = (new(packed_bytes(t.numel(), b), torch.uint8) for t, b in ((x, x_bits), (w, w_bits)))
     places = new(packed_bytes(rows, place_bits(x_top)) if x_top else 0, torch.uint8)
     exponents, w_wide = new((outputs, 1), torch.uint8), w_bits
@@ -42,9 +44,9 @@ def linear_forward(x, w, bias, x_top, x_clip: float, x_bits, x_signed, w_top, w_
     if product is None:
         return NotImplemented
     found = []
-    for t, clip, bits, signed in ((x32, x_clip, x_bits, x_signed), (w32, w_clip, w_bits, w_signed)):
+    for t, clip, bits, signed in ((dense_x, x_clip, x_bits, x_signed), (dense_w, w_clip, w_bits, w_signed)):
         fmt = IntFormat(bits, signed)
-        found += [t.data_ptr(), t.numel(), clip, bits, fmt.qmin, fmt.qmax]
+        found += [*floats(t), t.numel(), clip, bits, fmt.qmin, fmt.qmax]
     out = (px, sx, places, pw, sw, exponents)
     found.insert(len(found) // 2, x_top)
     done = call("linear_forward", _forward, *found, outputs, w_top, w_block, product, *(t.data_ptr() for t in out))
@@ -75,9 +77,10 @@ def linear_backward(
     w_e,
     w_top,
     w_block,
+    half=False,
 ):
-    g32 = _row_major(g)
-    if g32 is None or not _bytes(x, x_bits, inputs * len(g)) or not _bytes(w, w_bits, inputs * g.shape[1]):
+    dense_g = _row_major(g)
+    if dense_g is None or not _bytes(x, x_bits, inputs * len(g)) or not _bytes(w, w_bits, inputs * g.shape[1]):
         return NotImplemented
     if w_e is not None and not w_block and w_e.shape != (g.shape[1], 1):
         return NotImplemented
@@ -89,10 +92,10 @@ def linear_backward(
     if any(t is not None and (not t.is_cpu or t.shape != (1, 1)) for t in (x_scale, w_scale)):
         return NotImplemented
     (rows, outputs), of_g = g.shape, (bits + top if tokens else bits, True, 0)
-    grads = [new(0), new(0), new(outputs if sums else 0)]
+    grads = [new(0, FLOATS[half]), new(0), new(outputs if sums else 0)]
     products: list[Any] = [None, None, None]
     if w is not None:
-        grads[0], form = new((rows, inputs)), (*of_g[:2], channel_top) if tokens else (bits, True, top)
+        grads[0], form = new((rows, inputs), FLOATS[half]), (*of_g[:2], channel_top) if tokens else (bits, True, top)
         exponents = None if w_e is None or w_block else w_e.contiguous()
         w_form = (w_bits + w_top, w_signed, 0) if w_block else (w_bits, w_signed, w_top)
         right = (w.data_ptr(), 1, inputs, w_form)
@@ -113,9 +116,9 @@ def linear_backward(
     address = None if stream is None else stream.data_ptr()
     of_x = (None, None) if x is None or x_places is None else (x.data_ptr(), x_places.data_ptr())
     of_w = (w.data_ptr(), w_e.data_ptr()) if w_block else (None, None)
-    arguments = (g32.data_ptr(), rows, outputs, tokens, top, channel_top, apart, clip, address, bits, inputs)
+    arguments = (*floats(dense_g), rows, outputs, tokens, top, channel_top, apart, clip, address, bits, inputs)
     forms = (*of_x, x_bits, x_signed, x_top, *of_w, w_bits, w_signed, w_top, w_block)
-    narrow = _sum_is(of_g, (w_bits + w_top, w_signed, 0) if w_block else (w_bits, w_signed, w_top), outputs) == "int32"
+    narrow = sum_is(of_g, (w_bits + w_top, w_signed, 0) if w_block else (w_bits, w_signed, w_top), outputs) == "int32"
     done = call("linear_backward", _backward, *arguments, *forms, products[0], not narrow, *products[1:])
     return tuple(grads) if done else NotImplemented
 
@@ -138,20 +141,20 @@ def _product(
     exponents    of B along the sum
     """
     (a, a_outer, a_inner, a_form), (b, b_outer, b_inner, b_form) = left, right
-    width = _sum_is(a_form, b_form, size[2])
+    width = sum_is(a_form, b_form, size[2])
     if width == "too wide":
         return None
     row_step, scale, bias = scales
-    return _GEMM_CALL.pack(
-        *(a, a_outer, a_inner, 0, *a_form, b, b_outer, b_inner, _address(exponents), *b_form),
-        *(packed, *size, width == "int64", out.data_ptr(), True),
-        *(0, row_step, scale, column_step, 0 if bias is None else bias.data_ptr(), *_NO_LEADING),
+    return GEMM_CALL.pack(
+        *(a, a_outer, a_inner, 0, *a_form, b, b_outer, b_inner, address(exponents), *b_form),
+        *(packed, *size, width == "int64", out.data_ptr(), True, out.dtype is torch.bfloat16),
+        *(0, row_step, scale, column_step, 0 if bias is None else bias.data_ptr(), *NO_LEADING),
     )
 
 
 def _row_major(t: Tensor) -> Tensor | None:
-    """As float32; None where it is no matrix with elements, one row behind the other."""
-    return dense_float32(t) if t.ndim == 2 and t.numel() and t.is_contiguous() else None
+    """As floats that the kernels take; None where it is no matrix with elements, one row behind the other."""
+    return dense_floats(t) if t.ndim == 2 and t.numel() and t.is_contiguous() else None
 
 
 def _bytes(packed: Tensor | None, bits: int, numel: int) -> bool:

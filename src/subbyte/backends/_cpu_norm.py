@@ -30,7 +30,7 @@ _apply = function(
     *(*_OPERAND, *_OPERAND, *_OPERAND),
     *(INT64, INT, POINTER, POINTER, INT),
 )
-_grad_apply = function("sb_norm_grad_apply", POINTER, POINTER, INT64, *_OPERAND * 5, INT, POINTER, INT)
+_grad_apply = function("sb_norm_grad_apply", POINTER, POINTER, INT64, *_OPERAND * 5, INT, POINTER, INT, INT)
 
 
 def norm_stats(q: Tensor, dims: list[int], l2: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -153,7 +153,7 @@ def norm_grad_apply(
     if same is None or operands is None:
         return NotImplemented
     dx = torch.empty_like(g, dtype=torch.float32)
-    pointers = (g.data_ptr(), same.data_ptr(), g.numel(), *_pointers(operands), l2, dx.data_ptr())
+    pointers = (g.data_ptr(), same.data_ptr(), g.numel(), *_pointers(operands), l2, dx.data_ptr(), False)
     return dx if call("norm_grad_apply", _grad_apply, *pointers) else NotImplemented
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..numerics import packed_bytes
-from ._cpu_call import axes, call, dense_float32, geometry, new, transposition
+from ._cpu_call import axes, call, dense_floats, floats, geometry, new, transposition
 from ._cpu_norm import MAX_COUNT, gradient_kind, kept_axes
 from ._native import DOUBLE, INT, INT64, POINTER, function
 
@@ -18,12 +18,26 @@ _L1_FACTOR = math.sqrt(math.pi / 2)  # as in ops.constants
 
 _forward = function(
     "sb_norm_forward",
-    *(POINTER, INT64, *_OPERAND * 3, *(INT64,) * 5, DOUBLE, DOUBLE, *(INT,) * 6),
+    *(POINTER, INT, INT64, *_OPERAND * 3, *(INT64,) * 5, DOUBLE, DOUBLE, *(INT,) * 6),
     *(*(POINTER,) * 7, INT),
 )
 _backward = function(
     "sb_norm_backward",
-    *(POINTER, INT64, *_OPERAND, POINTER, *(INT64,) * 3, POINTER, INT, POINTER, INT64, *_OPERAND, POINTER, POINTER),
+    *(
+        POINTER,
+        INT,
+        INT64,
+        *_OPERAND,
+        POINTER,
+        *(INT64,) * 3,
+        POINTER,
+        INT,
+        POINTER,
+        INT64,
+        *_OPERAND,
+        POINTER,
+        POINTER,
+    ),
     *(*(INT64,) * 3, INT, INT64, INT64, DOUBLE, INT, INT, INT, *(POINTER,) * 3, INT),
 )
 
@@ -42,18 +56,18 @@ class _Axes(NamedTuple):
 def norm_forward(
     x, r, gamma, beta, dims, over, eps: float, input_bits, bits, saved_bits, weight_bits, l2: bool, centred: bool
 ):
-    x32 = dense_float32(x)
-    found = None if x32 is None else _axes(x32, dims, over)
-    if x32 is None or found is None:
+    dense_x = dense_floats(x)
+    found = None if dense_x is None else _axes(dense_x, dims, over)
+    if dense_x is None or found is None:
         return NotImplemented
-    ranges, weights, offsets = _along(x32, r), _along(x32, gamma), _along(x32, beta)
+    ranges, weights, offsets = _along(dense_x, r), _along(dense_x, gamma), _along(dense_x, beta)
     if ranges is None or weights is None or offsets is None:
         return NotImplemented
     r, *r_axis = ranges
     if r_axis[0] != 1 and tuple(r_axis) != found.statistic:
         return NotImplemented
-    y = torch.empty_like(x32)
-    saved = new(packed_bytes(x32.numel(), saved_bits), torch.uint8)
+    y = torch.empty_like(dense_x)
+    saved = new(packed_bytes(dense_x.numel(), saved_bits), torch.uint8)
     scale, s_gamma = new(found.scale_shape), new([1] * x.ndim)
     q_gamma = new([1] * x.ndim if gamma is None else gamma.shape, torch.int8)
     mu, d = (new(found.statistic_shape, torch.float64) for _ in range(2))
@@ -61,7 +75,7 @@ def norm_forward(
     done = call(
         "norm_forward",
         _forward,
-        *(x32.data_ptr(), x32.numel(), r.data_ptr(), *r_axis, *_operand(weights), *_operand(offsets)),
+        *(*floats(dense_x), dense_x.numel(), r.data_ptr(), *r_axis, *_operand(weights), *_operand(offsets)),
         *(*found.statistic, *found.scale, found.elements, eps, _L1_FACTOR),
         *(input_bits, bits, saved_bits, weight_bits, l2, centred, *(t.data_ptr() for t in results)),
     )
@@ -71,12 +85,12 @@ def norm_forward(
 def norm_backward(
     g, r, stream, saved, s_k, q_gamma, s_gamma, d, dims, over, bits: int, saved_bits: int, l2: bool, centred: bool
 ):
-    g32 = dense_float32(g)
-    found = None if g32 is None else _axes(g32, dims, over)
-    if g32 is None or found is None or saved.numel() != packed_bytes(g32.numel(), saved_bits):
+    dense_g = dense_floats(g)
+    found = None if dense_g is None else _axes(dense_g, dims, over)
+    if dense_g is None or found is None or saved.numel() != packed_bytes(dense_g.numel(), saved_bits):
         return NotImplemented
-    kind, order, ranges = gradient_kind(g32, dims, over), transposition(g32), _along(g32, r)
-    weight_axis = geometry(g32, q_gamma)
+    kind, order, ranges = gradient_kind(dense_g, dims, over), transposition(dense_g), _along(dense_g, r)
+    weight_axis = geometry(dense_g, q_gamma)
     if kind is None or order is None or ranges is None or weight_axis is None:
         return NotImplemented
     r, *r_axis = ranges
@@ -87,12 +101,21 @@ def norm_backward(
     if q_gamma.numel() != 1 and weight_axis != (kind.params, kind.run):
         return NotImplemented
     q_gamma, s_k, saved, d = (t.contiguous() for t in (q_gamma, s_k, saved, d))
-    dx = torch.empty_like(g32)
+    dx = torch.empty_like(dense_g)
     dgamma, dbeta = (new(kind.shape) for _ in range(2))
     done = call(
         "norm_backward",
         _backward,
-        *(g32.data_ptr(), g32.numel(), r.data_ptr(), *r_axis, stream.data_ptr(), *order, saved.data_ptr(), saved_bits),
+        *(
+            *floats(dense_g),
+            dense_g.numel(),
+            r.data_ptr(),
+            *r_axis,
+            stream.data_ptr(),
+            *order,
+            saved.data_ptr(),
+            saved_bits,
+        ),
         *(s_k.data_ptr(), s_k.numel(), q_gamma.data_ptr(), *weight_axis, s_gamma.data_ptr(), d.data_ptr()),
         *(*found.statistic, kind.params, kind.code, kind.run, found.elements, _L1_FACTOR, bits, l2, centred),
         *(dx.data_ptr(), dgamma.data_ptr(), dbeta.data_ptr()),

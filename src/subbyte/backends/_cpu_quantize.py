@@ -6,51 +6,51 @@ import torch
 from torch import Tensor
 
 from ..numerics import IntFormat
-from ._cpu_call import CPU, axes, call, dense_float32, geometry, transposition
+from ._cpu_call import CPU, axes, call, dense_floats, floats, geometry, transposition
 from ._native import INT, INT64, POINTER, function
 
 _OPERAND = (POINTER, INT64, INT64)  # values, channels, inner
 
-_amax = function("sb_amax", POINTER, INT64, INT64, INT64, POINTER, INT)
+_amax = function("sb_amax", POINTER, INT, INT64, INT64, INT64, POINTER, INT)
 _quantize = function(
-    "sb_quantize", POINTER, INT64, *_OPERAND, *_OPERAND, POINTER, INT64, INT64, INT64, INT, INT, POINTER, INT
+    "sb_quantize", POINTER, INT, INT64, *_OPERAND, *_OPERAND, POINTER, INT64, INT64, INT64, INT, INT, POINTER, INT
 )
 
 
 def amax(x: Tensor, axis: int) -> Tensor:
-    x32 = dense_float32(x)
-    if x32 is None:
+    dense_x = dense_floats(x)
+    if dense_x is None:
         return NotImplemented
-    n = x32.numel()
+    n = dense_x.numel()
     shape = [size if i == axis else 1 for i, size in enumerate(x.shape)]
     r = torch.zeros(shape, dtype=torch.float32, device=CPU)
-    of_axis = axes(x32, [axis] if axis >= 0 else [])
+    of_axis = axes(dense_x, [axis] if axis >= 0 else [])
     assert of_axis is not None, "one axis is always one run"
     channels, inner = of_axis
     outer = n // (channels * inner)
-    if not call("amax", _amax, x32.data_ptr(), outer, channels if n else 0, inner, r.data_ptr()):
+    if not call("amax", _amax, *floats(dense_x), outer, channels if n else 0, inner, r.data_ptr()):
         return NotImplemented
     return r
 
 
 def quantize(x: Tensor, r: Tensor, shift: Tensor | None, stream: Tensor | None, bits: int, signed: bool) -> Tensor:
-    x32 = dense_float32(x)
-    if x32 is None or r.dtype != torch.float32 or not _on_cpu(r, shift, stream):
+    dense_x = dense_floats(x)
+    if dense_x is None or r.dtype != torch.float32 or not _on_cpu(r, shift, stream):
         return NotImplemented
     fmt = IntFormat(bits, signed)
-    codes = torch.empty_like(x32, dtype=fmt.dtype)
-    order = (1, x.numel(), 1) if stream is None else transposition(x32)
+    codes = torch.empty_like(dense_x, dtype=fmt.dtype)
+    order = (1, x.numel(), 1) if stream is None else transposition(dense_x)
     if order is None:
-        return codes.copy_(quantize(x32.contiguous(), r, shift, stream, bits, signed))
-    r_axis = geometry(x32, r)
-    shift_axis = (1, 1) if shift is None else geometry(x32, shift)
+        return codes.copy_(quantize(dense_x.contiguous(), r, shift, stream, bits, signed))
+    r_axis = geometry(dense_x, r)
+    shift_axis = (1, 1) if shift is None else geometry(dense_x, shift)
     if r_axis is None or shift_axis is None or (shift is not None and shift.dtype != torch.uint8):
         return NotImplemented
     r, shift = r.contiguous(), None if shift is None else shift.contiguous()
     done = call(
         "quantize",
         _quantize,
-        *(x32.data_ptr(), x.numel()),
+        *(*floats(dense_x), x.numel()),
         *(r.data_ptr(), *r_axis),
         *(_pointer(shift), *shift_axis),
         *(_pointer(stream), *order),

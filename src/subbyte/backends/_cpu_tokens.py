@@ -17,7 +17,7 @@ from ..numerics import (
     without_common_places,
 )
 from ..qtensor import is_dense
-from ._cpu_call import CPU, call, dense_float32, new, ran, transposition
+from ._cpu_call import CPU, call, dense_floats, floats, new, ran, transposition
 from ._cpu_chain import NORM, norm_gradient, norm_operands, norm_relu, pointers
 from ._cpu_norm import norm_grad_apply
 from ._cpu_pack import pack_codes, unpack_codes
@@ -26,9 +26,9 @@ from ._native import INT, INT64, POINTER, function
 _ROUNDING = (POINTER, INT64, INT64, INT64, INT, INT)  # stream, batch, channels, pixels, bits, top
 _VALUES = (POINTER, INT64)
 
-_quantize = function("sb_quantize_tokens", POINTER, INT64, INT64, POINTER, *_ROUNDING[:-1], INT, INT, POINTER, INT)
+_quantize = function("sb_quantize_tokens", POINTER, INT, INT64, INT64, POINTER, *_ROUNDING[:-1], INT, INT, POINTER, INT)
 _quantize_blocks = function(
-    "sb_quantize_blocks", POINTER, INT64, INT64, INT64, INT64, POINTER, INT, INT, INT, POINTER, INT
+    "sb_quantize_blocks", POINTER, INT, INT64, INT64, INT64, INT64, POINTER, INT, INT, INT, POINTER, INT
 )
 _pack = function("sb_pack_tokens", POINTER, INT64, INT64, INT, INT, POINTER, POINTER, INT)
 _shift = function("sb_shift_tokens", POINTER, INT64, INT64, INT64, INT, POINTER, POINTER, INT)
@@ -42,39 +42,41 @@ _grad = function(
 def quantize_tokens(
     x: Tensor, r: Tensor, shift: Tensor | None, stream: Tensor | None, bits: int, signed: bool, top: int
 ) -> Tensor:
-    x32 = dense_float32(x)
-    if x32 is None or not _is_range(r) or x.ndim < 2 or x.numel() == 0:
+    dense_x = dense_floats(x)
+    if dense_x is None or not _is_range(r) or x.ndim < 2 or x.numel() == 0:
         return NotImplemented
     if shift is not None and shift.any():  # another pass, only where it changes something
-        x32 = x32 * power_of_two(shift)
-    codes = torch.empty_like(x32, dtype=IntFormat(bits, signed).dtype)
-    order = (1, x.numel(), 1) if stream is None else transposition(x32)
-    if order is None or not _by_rows(x32):
-        found = quantize_tokens(x32.movedim(1, -1).contiguous().movedim(-1, 1), r, None, stream, bits, signed, top)
+        dense_x = dense_x * power_of_two(shift)
+    codes = torch.empty_like(dense_x, dtype=IntFormat(bits, signed).dtype)
+    order = (1, x.numel(), 1) if stream is None else transposition(dense_x)
+    if order is None or not _by_rows(dense_x):
+        found = quantize_tokens(dense_x.movedim(1, -1).contiguous().movedim(-1, 1), r, None, stream, bits, signed, top)
         return found if found is NotImplemented else codes.copy_(found)
     channels = x.shape[1]
     rounding = (None if stream is None else stream.data_ptr(), *order, bits, signed, top)
     rows = x.numel() // channels
-    done = call("quantize_tokens", _quantize, x32.data_ptr(), rows, channels, r.data_ptr(), *rounding, codes.data_ptr())
+    done = call(
+        "quantize_tokens", _quantize, *floats(dense_x), rows, channels, r.data_ptr(), *rounding, codes.data_ptr()
+    )
     return codes if done else NotImplemented
 
 
 def quantize_blocks(x: Tensor, r: Tensor, stream: Tensor | None, bits: int, signed: bool, top: int, block: int):
-    x32 = dense_float32(x)
-    if x32 is None or x.numel() == 0:
+    dense_x = dense_floats(x)
+    if dense_x is None or x.numel() == 0:
         return NotImplemented
-    order = transposition(x32) if stream is None and _is_range(r) else None
+    order = transposition(dense_x) if stream is None and _is_range(r) else None
     if order is not None and order[2] > 1:
-        codes = torch.empty_like(x32, dtype=IntFormat(bits, signed).dtype)
-        operands = (x32.data_ptr(), *order, block, r.data_ptr(), bits, signed, top)
+        codes = torch.empty_like(dense_x, dtype=IntFormat(bits, signed).dtype)
+        operands = (*floats(dense_x), *order, block, r.data_ptr(), bits, signed, top)
         if call("quantize_blocks", _quantize_blocks, *operands, codes.data_ptr()):
             return codes
-    found = quantize_tokens(rows_of_blocks(x32, block), r, None, stream, bits, signed, top)
+    found = quantize_tokens(rows_of_blocks(dense_x, block), r, None, stream, bits, signed, top)
     if found is NotImplemented:
         return found
     ran["quantize_blocks"] = ran.get("quantize_tokens", "")
     found = found.flatten()[: x.numel()].view(x.shape)
-    return found if x32.is_contiguous() else torch.empty_like(x32, dtype=found.dtype).copy_(found)
+    return found if dense_x.is_contiguous() else torch.empty_like(dense_x, dtype=found.dtype).copy_(found)
 
 
 def pack_tokens(codes: Tensor, bits: int, top: int):

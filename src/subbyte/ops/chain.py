@@ -20,6 +20,7 @@ from torch import Tensor
 from ..numerics import IntFormat, packed_bytes
 from ..qtensor import is_dense
 from .dispatch import op, registered
+from .exact import float_dtype, kept
 from .quantize import WHOLE
 from .tokens import places_bytes
 
@@ -81,28 +82,36 @@ def _saved_form(k: Tensor, bits: int, saved_bits: int) -> Tensor:
     return _packed(k, saved_bits)
 
 
-def _norm_relu_fake(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, other, relu):
+def _norm_relu_fake(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, other, relu, half=False):
     mask = _bytes_of(q, MASK_BITS) if relu else q.new_empty(0, dtype=torch.uint8)
     return (
-        torch.empty_like(q, dtype=torch.float32),
+        torch.empty_like(q, dtype=float_dtype(half)),
         q.new_empty([1] * q.ndim, dtype=torch.float32),
         _bytes_of(q, saved_bits),
         mask,
     )
 
 
-@op(f"({_NORM}, Tensor? other, bool relu) -> (Tensor, Tensor, Tensor, Tensor)", _norm_relu_fake)
-def norm_relu(q, total, factor, n: int, bits: int, q_gamma, scale, beta, saved_bits: int, other, relu: bool):
+@op(
+    f"({_NORM}, Tensor? other, bool relu, bool half=False) -> (Tensor, Tensor, Tensor, Tensor)",
+    _norm_relu_fake,
+)
+def norm_relu(
+    q, total, factor, n: int, bits: int, q_gamma, scale, beta, saved_bits: int, other, relu: bool, half: bool = False
+):
     """(z, r, saved, mask): y, k = norm_apply(q, ...), z = ReLU(y + other), r = amax(z, WHOLE).
 
     saved  k narrowed to saved_bits and packed
-    other  float32 of q's shape, or None: nothing is added. relu False: z = y + other, and an empty mask
+    other  float32 or bfloat16 of q's shape, or None: nothing is added. relu False: z = y + other, and an empty mask
+    half   z is rounded to bfloat16, once; the mask is of z before that
     """
     y, k = _reference("norm_apply", q, total, factor, n, bits, q_gamma, scale, beta)
     if other is not None:
-        y = y + other
-    z = torch.empty_like(q, dtype=torch.float32).copy_(torch.relu(y) if relu else y)
-    mask = _packed(~(z <= 0), MASK_BITS) if relu else q.new_empty(0, dtype=torch.uint8)
+        y = y + kept(other, half)
+    y = torch.relu(y) if relu else y
+    z = torch.empty_like(q, dtype=float_dtype(half)).copy_(y)
+    passes = torch.empty_like(q, dtype=torch.bool).copy_(~(y <= 0))
+    mask = _packed(passes, MASK_BITS) if relu else q.new_empty(0, dtype=torch.uint8)
     return z, _reference("amax", z, WHOLE), _saved_form(k, bits, saved_bits), mask
 
 
@@ -169,7 +178,7 @@ def _relu_grad_fake(g, mask, keep):
 def relu_grad(g: Tensor, mask: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
     """(r, h): h = g where the mask passes and 0 elsewhere, r = amax(h, 1). keep False: h is empty.
 
-    g     float32, dense; the mask (empty: all pass) follows its memory order
+    g     float32 or bfloat16, as h is then, dense; the mask (empty: all pass) follows its memory order
     """
     h = masked(g, mask)
     return _reference("amax", h, 1), torch.empty_like(g).copy_(h) if keep else g.new_empty(0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,23 +75,29 @@ class ConvParams:
 _PAIR = (
     "Tensor a, Tensor? a_shift, int a_bits, bool a_signed, int a_max_shift, "
     "Tensor b, Tensor? b_shift, int b_bits, bool b_signed, int b_max_shift, "
-    "Tensor scale, {extra}int[] stride, int[] padding, int[] dilation, int groups)"
+    "Tensor scale, {extra}int[] stride, int[] padding, int[] dilation, int groups"
 )
-_OUTPUT, _GRADIENT = _PAIR.format(extra="Tensor? bias, "), _PAIR.format(extra="int[] size, ")
-_GRAD_WEIGHT = _GRADIENT[:-1] + ", bool channels_last=False)"
+_OUTPUT, _GRADIENT = (_PAIR.format(extra=extra) + ", bool half=False)" for extra in ("Tensor? bias, ", "int[] size, "))
+_GRAD_WEIGHT = _PAIR.format(extra="int[] size, ") + ", bool channels_last=False)"
 
 
-def _scaled_conv2d_fake(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, stride, padding, dilation, groups):
+def _scaled_conv2d_fake(a, *args):
+    b, (stride, padding, dilation, groups), half = args[4], args[11:15], args[15:] == (True,)
     params = ConvParams(tuple(stride), tuple(padding), tuple(dilation), groups)
-    return _like(a, params.output_size(a.shape, b.shape))
+    return _like(a, params.output_size(a.shape, b.shape), half)
 
 
 @op(f"({_OUTPUT} -> Tensor", _scaled_conv2d_fake)
-def scaled_conv2d(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, stride, padding, dilation, groups):
-    """y = float32(acc) * scale + bias, acc = conv(x, w) << E_a + E_b. a = x, b = w; scale broadcasts to y; bias (O)."""
+def scaled_conv2d(
+    a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, bias, stride, padding, dilation, groups, half=False
+):
+    """y = float32(acc) * scale + bias, acc = conv(x, w) << E_a + E_b. a = x, b = w; scale broadcasts to y; bias (O).
+
+    half  y is bfloat16
+    """
     acc = output_sums(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, stride, padding, dilation, groups)
     bias = None if bias is None else bias.view(1, -1, *[1] * len(stride))
-    return exact.epilogue(acc, scale, bias).contiguous(memory_format=memory_format(a))
+    return exact.epilogue(acc, scale, bias, half).contiguous(memory_format=memory_format(a))
 
 
 def output_sums(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, stride, padding, dilation, groups) -> Tensor:
@@ -108,17 +115,20 @@ def output_sums(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, stride, padding,
     return exact.chunked_sum(width, unit, limit, part)
 
 
-def _grad_input_fake(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups):
-    return _like(a, size)
+def _grad_input_fake(a, *args):
+    return _like(a, args[10], args[15:] == (True,))
 
 
 @op(f"({_GRADIENT} -> Tensor", _grad_input_fake)
 def scaled_conv2d_grad_input(
-    a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups
+    a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, scale, size, stride, padding, dilation, groups, half=False
 ):
-    """dx = float32(acc) * scale, acc = conv_transpose(g, w) << E_a + E_b. a = g, b = w, size = x's shape."""
+    """dx = float32(acc) * scale, acc = conv_transpose(g, w) << E_a + E_b. a = g, b = w, size = x's shape.
+
+    half  dx is bfloat16
+    """
     acc = grad_input_sums(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, size, stride, padding, dilation, groups)
-    return exact.epilogue(acc, scale, None).contiguous(memory_format=memory_format(a))
+    return exact.epilogue(acc, scale, None, half).contiguous(memory_format=memory_format(a))
 
 
 def grad_input_sums(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, size, stride, padding, dilation, groups) -> Tensor:
@@ -165,7 +175,7 @@ def grad_weight_sums(a, a_sh, a_b, a_s, a_e, b, b_sh, b_b, b_s, b_e, size, strid
 
 
 def _with_range_fake(y: Tensor) -> tuple[Tensor, Tensor]:
-    return y, y.new_empty([n if i == CHANNEL else 1 for i, n in enumerate(y.shape)])
+    return y, y.new_empty([n if i == CHANNEL else 1 for i, n in enumerate(y.shape)], dtype=torch.float32)
 
 
 @op(f"({_OUTPUT} -> (Tensor, Tensor)", lambda *args: _with_range_fake(_scaled_conv2d_fake(*args)))
@@ -174,21 +184,19 @@ def scaled_conv2d_amax(*args) -> tuple[Tensor, Tensor]:
     return _with_range(registered["scaled_conv2d"](*args))
 
 
-@op(f"({_GRADIENT} -> (Tensor, Tensor)", lambda *args: _with_range_fake(_grad_input_fake(*args)))
-def scaled_conv2d_grad_input_amax(*args) -> tuple[Tensor, Tensor]:
-    """(dx, r): dx = scaled_conv2d_grad_input(args), r = amax(dx, 1)."""
-    return _with_range(registered["scaled_conv2d_grad_input"](*args))
-
-
-@op(f"({_GRADIENT[:-1]}, Tensor g, Tensor mask) -> Tensor", lambda *args: _grad_input_fake(*args[:-2]))
+@op(
+    f"({_PAIR.format(extra='int[] size, ')}, Tensor g, Tensor mask) -> Tensor",
+    lambda a, *args: _like(a, args[10], exact.is_half(args[-2])),
+)
 def scaled_conv2d_grad_input_plus(*args) -> Tensor:
     """dx + h: dx = scaled_conv2d_grad_input(args but for two), h = g where the mask passes and 0 elsewhere.
 
-    g     float32 of dx's shape: a gradient that the input of the convolution gets besides, behind a ReLU
+    g     float32 or bfloat16, which dx is then too, of dx's shape: a gradient that the input of the convolution gets
+          besides, behind a ReLU
     mask  a bit an element, as ops.chain packs it in g's memory order; empty: all pass
     """
     *product, g, mask = args
-    return registered["scaled_conv2d_grad_input"](*product) + masked(g, mask)
+    return registered["scaled_conv2d_grad_input"](*product, exact.is_half(g)) + masked(g, mask)
 
 
 def _with_range(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,61 +247,68 @@ def _format(ndim: int, last: bool) -> torch.memory_format:
     return torch.channels_last_3d if ndim == 5 else torch.channels_last
 
 
-def _like(a: Tensor, size) -> Tensor:
-    return torch.empty(size, dtype=torch.float32, device=a.device).contiguous(memory_format=memory_format(a))
+def _like(a: Tensor, size, half: bool) -> Tensor:
+    return torch.empty(size, dtype=exact.float_dtype(half), device=a.device).contiguous(memory_format=memory_format(a))
 
 
 # ------------------------------------------------------------------------------------------ on QTensors: the contract
 
 
-def conv2d(x: QTensor, w: QTensor, bias: Tensor | None, params: ConvParams) -> Tensor:
-    """y = conv(x, w) + bias in integers -> float32 (N, O, P, Q). ContractError where a scale varies inside the sum."""
-    return _conv2d(scaled_conv2d, x, w, bias, params)
+def conv2d(x: QTensor, w: QTensor, bias: Tensor | None, params: ConvParams, half: bool = False) -> Tensor:
+    """y = conv(x, w) + bias in integers (N, O, P, Q), float32 or, if half, rounded to bfloat16.
+
+    ContractError where a scale varies inside the sum.
+    """
+    return _conv2d(scaled_conv2d, x, w, bias, params, half)
 
 
-def conv2d_amax(x: QTensor, w: QTensor, bias: Tensor | None, params: ConvParams) -> tuple[Tensor, Tensor]:
+def conv2d_amax(
+    x: QTensor, w: QTensor, bias: Tensor | None, params: ConvParams, half: bool = False
+) -> tuple[Tensor, Tensor]:
     """(y, r): y of conv2d, and r = amax(y, 1) without another pass over y: the range of each of its channels."""
-    return _conv2d(scaled_conv2d_amax, x, w, bias, params)
+    return _conv2d(scaled_conv2d_amax, x, w, bias, params, half)
 
 
-def _conv2d(op: Callable, x: QTensor, w: QTensor, bias: Tensor | None, params: ConvParams):
+def _conv2d(op: Callable, x: QTensor, w: QTensor, bias: Tensor | None, params: ConvParams, half: bool):
     _check_shapes(x.shape, w.shape, params)
     check_bias(bias, w.shape[0])
     params.output_size(x.shape, w.shape)  # ValueError for a kernel that exceeds the input
     if params.spatial == 1:
-        return _without_height(_conv2d(op, _with_height(x), _with_height(w), bias, params.with_height()))
+        return _without_height(_conv2d(op, _with_height(x), _with_height(w), bias, params.with_height(), half))
     x, w = x.fold_shift(1), w.fold_shift(1)
     inner = w.shape[1]
     _require_constant(x, 1, inner, "input")
     _require_constant(w, 1, inner, "weight")
     scale = _widen(x.scale, w.shape[0]) * w.scale.transpose(0, 1)
-    return op(*_pair(x, w), _times(scale, x, w), bias, *params.flat())
+    return op(*_pair(x, w), _times(scale, x, w), bias, *params.flat(), half)
 
 
-def conv2d_grad_input(g: QTensor, w: QTensor, size: Sequence[int], params: ConvParams) -> Tensor:
-    """dx (N, C, H, W) of conv2d, float32. It reduces over O/groups, R, S: there g and w may both carry a shift."""
-    return _conv2d_grad_input(scaled_conv2d_grad_input, g, w, size, params)
+def conv2d_grad_input(g: QTensor, w: QTensor, size: Sequence[int], params: ConvParams, half: bool = False) -> Tensor:
+    """dx (N, C, H, W) of conv2d, float32 or, if half, rounded to bfloat16.
 
-
-def conv2d_grad_input_amax(g: QTensor, w: QTensor, size: Sequence[int], params: ConvParams) -> tuple[Tensor, Tensor]:
-    """(dx, r): dx of conv2d_grad_input, and r = amax(dx, 1) without another pass over dx."""
-    return _conv2d_grad_input(scaled_conv2d_grad_input_amax, g, w, size, params)
+    It reduces over O/groups, R, S: there g and w may both carry a shift.
+    """
+    return _conv2d_grad_input(scaled_conv2d_grad_input, g, w, size, params, half)
 
 
 def conv2d_grad_input_plus(
     g: QTensor, w: QTensor, size: Sequence[int], params: ConvParams, more: Tensor, mask: Tensor
 ) -> Tensor:
-    """dx of conv2d_grad_input, plus `more` where the mask (packed as in ops.chain; empty: everywhere) passes."""
+    """dx of conv2d_grad_input, plus `more` where the mask (packed as in ops.chain; empty: everywhere) passes.
+
+    dx is bfloat16 where `more` is.
+    """
     if params.spatial == 1:
-        return conv2d_grad_input(g, w, size, params) + masked(more, mask)
+        return conv2d_grad_input(g, w, size, params, exact.is_half(more)) + masked(more, mask)
     return _conv2d_grad_input(scaled_conv2d_grad_input_plus, g, w, size, params, more, mask)
 
 
-def _conv2d_grad_input(op: Callable, g: QTensor, w: QTensor, size: Sequence[int], params: ConvParams, *more: Tensor):
+def _conv2d_grad_input(op: Callable, g: QTensor, w: QTensor, size: Sequence[int], params: ConvParams, *more: Any):
     _check_gradient(g.shape, size, w.shape, params)
     if params.spatial == 1:
         size = (*size[:2], 1, size[2])
-        return _without_height(_conv2d_grad_input(op, _with_height(g), _with_height(w), size, params.with_height()))
+        tall = params.with_height()
+        return _without_height(_conv2d_grad_input(op, _with_height(g), _with_height(w), size, tall, *more))
     g, w = g.fold_shift(1), w.fold_shift(0)
     inner = w.shape[0] // params.groups
     _require_constant(g, 1, inner, "gradient")

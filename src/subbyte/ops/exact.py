@@ -54,7 +54,25 @@ def shifted(codes: Tensor, shift: Tensor | None, max_shift: int, dtype: torch.dt
     return codes.to(dtype) * (left / (1 << shift.to(torch.int64)).to(dtype))
 
 
-def epilogue(acc: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """float32(acc) * scale, then + bias, in that order. acc: exact integers, in a float or an integer dtype."""
+def epilogue(acc: Tensor, scale: Tensor, bias: Tensor | None, half: bool = False) -> Tensor:
+    """float32(acc) * scale, then + bias, in that order. acc: exact integers, in a float or an integer dtype.
+
+    half: rounded to bfloat16 at the end
+    """
     out = (acc.to(torch.float32) + 0.0) * scale  # a float sum may be -0, which no integer is; -0 + 0 is 0
-    return out if bias is None else out + bias.to(torch.float32)
+    return kept(out if bias is None else out + bias.to(torch.float32), half)
+
+
+def kept(x: Tensor, half: bool) -> Tensor:
+    """A float32 result as it is kept: bfloat16 if half."""
+    return x.to(float_dtype(half))
+
+
+def float_dtype(half: bool) -> torch.dtype:
+    """Of a tensor of floats that an op gives."""
+    return torch.bfloat16 if half else torch.float32
+
+
+def is_half(x: Tensor | torch.dtype) -> bool:
+    """Is what becomes of x bfloat16, as x is? Of any other x it is float32."""
+    return (x.dtype if isinstance(x, Tensor) else x) is torch.bfloat16

@@ -12,10 +12,11 @@ from torch import Tensor
 from .. import numerics
 from ..numerics import IntFormat, packed_bytes
 from .dispatch import op, registered
+from .exact import float_dtype
 from .tokens import places_bytes
 
 
-def _forward_fake(x, w, bias, x_top, x_clip, x_bits, x_signed, w_top, w_block, w_clip, w_bits, w_signed):
+def _forward_fake(x, w, bias, x_top, x_clip, x_bits, x_signed, w_top, w_block, w_clip, w_bits, w_signed, half=False):
     saved = []
     of_x = x.new_empty(places_bytes(x.shape, x_top) if x_top else 0, dtype=torch.uint8)
     of_w = w.new_empty(w.shape[0], 1, dtype=torch.uint8)
@@ -27,19 +28,21 @@ def _forward_fake(x, w, bias, x_top, x_clip, x_bits, x_signed, w_top, w_block, w
             x.new_empty(1, 1, dtype=torch.float32),
             exponents,
         ]
-    return x.new_empty(x.shape[0], w.shape[0], dtype=torch.float32), *saved
+    return x.new_empty(x.shape[0], w.shape[0], dtype=float_dtype(half)), *saved
 
 
 @op(
     "(Tensor x, Tensor w, Tensor? bias, int x_top, float x_clip, int x_bits, bool x_signed, int w_top, int w_block, "
-    "float w_clip, int w_bits, bool w_signed) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "float w_clip, int w_bits, bool w_signed, bool half=False) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward_fake,
 )
 def linear_forward(
-    x, w, bias, x_top: int, x_clip: float, x_bits: int, x_signed: bool, w_top: int, w_block, w_clip, w_bits, w_signed
+    x, w, bias, x_top: int, x_clip: float, x_bits, x_signed, w_top: int, w_block, w_clip, w_bits, w_signed, half=False
 ):
     """(y, then of x and of w: packed codes, their scale, exponents): y = x w^T + bias, float32 (B, O).
 
+    half   y is bfloat16
     x_top  the largest exponent of a row of x (its places, by pack_tokens); 0: one range, no places
     w_top  the largest exponent of an output of w; 0: one range for all of w
     w_block  > 0: exponents belong to each w_block elements of w, row-major, which must be a number of them, and are
@@ -61,7 +64,7 @@ def linear_forward(
         qw, sw, e = registered["shift_codes"](w, 0, w_top, w_clip, None, w_bits, w_signed)
         pw, steps = registered["pack_codes"](qw.flatten(), w_bits), (sw * numerics.power_of_two(-e.to(torch.int32))).T
     left, right = (qx, None, x_bits + x_top, x_signed, 0), (qw.T, None, w_bits, w_signed, 0)
-    y = registered["scaled_matmul"](*left, *right, sx, steps, bias)
+    y = registered["scaled_matmul"](*left, *right, sx, steps, bias, half)
     return y, px, sx, places, pw, sw, e
 
 
@@ -96,7 +99,7 @@ def _backward_fake(
     x_places,
     x_top,
     w,
-    *_rest,
+    *rest,
 ):
     rows, outputs = g.shape
     sizes = (
@@ -104,14 +107,15 @@ def _backward_fake(
         (outputs, inputs) if x is not None else (0,),
         (outputs if sums else 0,),
     )
-    return tuple(g.new_empty(size, dtype=torch.float32) for size in sizes)
+    dtypes = (float_dtype(rest[6:] == (True,)), torch.float32, torch.float32)
+    return tuple(g.new_empty(size, dtype=dtype) for size, dtype in zip(sizes, dtypes, strict=True))
 
 
 @op(
     "(Tensor g, Tensor? stream, bool tokens, int top, int channel_top, int apart, float clip, int bits, int inputs, "
     "bool sums, "
     f"{_SAVED.format('x')}, Tensor? x_places, int x_top, {_SAVED.format('w')}, Tensor? w_e, int w_top, "
-    "int w_block) "
+    "int w_block, bool half=False) "
     "-> (Tensor, Tensor, Tensor)",
     _backward_fake,
 )
@@ -139,8 +143,11 @@ def linear_backward(
     w_e,
     w_top,
     w_block,
+    half=False,
 ):
     """(grad_input, grad_weight, grad_bias), float32, of the gradient g of linear_forward's y.
+
+    half    grad_input is bfloat16
 
     x, w    packed as linear_forward saves them, or None: then there is no grad_weight, or no grad_input (no elements)
     inputs  I; sums: is grad_bias wanted?
@@ -159,17 +166,17 @@ def linear_backward(
     else:
         q, s, shift = registered["shift_codes"](g, 1, top, clip, stream, bits, True)
     steps = s * numerics.power_of_two(-shift.to(torch.int32))
-    grad_input, grad_weight, grad_bias = (g.new_empty(0, dtype=torch.float32) for _ in range(3))
+    grad_input, grad_weight, grad_bias = (g.new_empty(0, dtype=float_dtype(half and not i)) for i in range(3))
     of_g = (q, shift if top else None, bits, True, top)
     if w is not None and w_block:
         blocks = [outputs * inputs // w_block, w_block], [w_block, 1]
         codes = registered["unpack_tokens"](w, w_e, *blocks, w_bits, w_signed, w_top).view(outputs, inputs)
         by = (codes, None, w_bits + w_top, w_signed, 0)
-        grad_input = registered["scaled_matmul"](*of_g, *by, s * 2.0**-top, w_scale, None)
+        grad_input = registered["scaled_matmul"](*of_g, *by, s * 2.0**-top, w_scale, None, half)
     elif w is not None:
         right = (w, [outputs, inputs], [inputs, 1], w_e, w_bits, w_signed, w_top)
         s_g = s * 2.0 ** -(top + w_top)
-        grad_input = registered["scaled_matmul_packed"](*of_g, *right, s_g, w_scale, None)
+        grad_input = registered["scaled_matmul_packed"](*of_g, *right, s_g, w_scale, None, half)
     if x is not None and x_places is not None:
         codes = registered["unpack_tokens"](x, x_places, [rows, inputs], [inputs, 1], x_bits, x_signed, x_top)
         by = (codes, None, x_bits + x_top, x_signed, 0)

@@ -52,22 +52,25 @@ def int_matmul(a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_
 
 
 def _matmul_fake(
-    a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift, a_scale, b_scale, bias
+    a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift, a_scale, b_scale, bias, half=0
 ):
-    return a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=torch.float32)
+    return a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=exact.float_dtype(half))
 
 
-@op(f"({_OPERANDS}, Tensor a_scale, Tensor b_scale, Tensor? bias) -> Tensor", _matmul_fake)
+_SCALES = "Tensor a_scale, Tensor b_scale, Tensor? bias, bool half=False"
+
+
+@op(f"({_OPERANDS}, {_SCALES}) -> Tensor", _matmul_fake)
 def scaled_matmul(
-    a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift, a_scale, b_scale, bias
+    a, a_shift, a_bits, a_signed, a_max_shift, b, b_shift, b_bits, b_signed, b_max_shift, a_scale, b_scale, bias, half=0
 ) -> Tensor:
     """float32(acc) * (s_a s_b), then + bias -> float32 (..., M, N); acc of int_matmul, its unit 2^-(E_a + E_b) in s_a.
 
-    a_scale (..., M or 1, 1), b_scale (..., 1, N or 1), bias (N) or None.
+    a_scale (..., M or 1, 1), b_scale (..., 1, N or 1), bias (N) or None. half: rounded to bfloat16 at the end.
     """
     fmt_a, fmt_b = IntFormat(a_bits, a_signed), IntFormat(b_bits, b_signed)
     acc = _accumulate(a, a_shift, fmt_a, a_max_shift, b, b_shift, fmt_b, b_max_shift)
-    return exact.epilogue(acc, a_scale * b_scale, bias)
+    return exact.epilogue(acc, a_scale * b_scale, bias, half)
 
 
 def _channel_sums_fake(codes, bits, signed):
@@ -86,11 +89,11 @@ _PACKED = (
 )
 
 
-def _matmul_packed_fake(a, a_shift, a_bits, a_signed, a_max_shift, packed, size, *_):
-    return a.new_empty((*a.shape[:-1], size[-1]), dtype=torch.float32)
+def _matmul_packed_fake(a, a_shift, a_bits, a_signed, a_max_shift, packed, size, *rest):
+    return a.new_empty((*a.shape[:-1], size[-1]), dtype=exact.float_dtype(rest[8:] == (True,)))
 
 
-@op(f"({_PACKED}, Tensor a_scale, Tensor b_scale, Tensor? bias) -> Tensor", _matmul_packed_fake)
+@op(f"({_PACKED}, {_SCALES}) -> Tensor", _matmul_packed_fake)
 def scaled_matmul_packed(
     a, a_shift, a_bits, a_signed, a_max_shift, packed, size, stride, b_shift, b_bits, b_signed, b_max_shift, *scales
 ) -> Tensor:
@@ -151,10 +154,10 @@ def check_bias(bias: Tensor | None, outputs: int) -> None:
         raise ValueError(f"a bias for {outputs} outputs has shape ({outputs},), not {tuple(bias.shape)}")
 
 
-def matmul(a: QTensor, b: QTensor | PackedQTensor, bias: Tensor | None = None) -> Tensor:
+def matmul(a: QTensor, b: QTensor | PackedQTensor, bias: Tensor | None = None, half: bool = False) -> Tensor:
     """C = A B + bias in integers, scaled to float32. A (..., M, K), B (..., K, N), bias (N). ContractError, ValueError.
 
-    A packed B is unpacked where the kernel needs it, a few rows at a time.
+    half: rounded to bfloat16 at the end. A packed B is unpacked where the kernel needs it, a few rows at a time.
 
     >>> one = torch.ones(1, 1)
     >>> a = QTensor(torch.tensor([[1, 2]], dtype=torch.int8), one * 0.5, IntFormat(4))
@@ -168,9 +171,9 @@ def matmul(a: QTensor, b: QTensor | PackedQTensor, bias: Tensor | None = None) -
     if isinstance(b, PackedQTensor):
         a, b = check_matmul(a, b)
         right = b.packed, b.shape, b.stride, b.shift, b.format.bits, b.format.signed, b.max_shift
-        return scaled_matmul_packed(*_operand(a), *right, *_scales(a, b), bias)
+        return scaled_matmul_packed(*_operand(a), *right, *_scales(a, b), bias, half)
     a, b = check_matmul(a, b)
-    return scaled_matmul(*_flatten(a, b), *_scales(a, b), bias)
+    return scaled_matmul(*_flatten(a, b), *_scales(a, b), bias, half)
 
 
 def matmul_accumulators(a: QTensor, b: QTensor) -> Tensor:

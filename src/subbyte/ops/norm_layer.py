@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import numerics
 from ..numerics import IntFormat, packed_bytes
 from .dispatch import op, registered
+from .exact import float_dtype, is_half, kept
 from .norm import _keepdim, count
 
 
@@ -30,7 +31,7 @@ def _kept_axes(x: Tensor, dims: list[int], over: list[int]) -> list[int]:
 def _forward_fake(x, r, gamma, beta, dims, over, eps, input_bits, bits, saved_bits, weight_bits, l2, centred):
     statistic, one = _keepdim(x, dims), [1] * x.ndim
     return (
-        torch.empty_like(x, dtype=torch.float32),
+        torch.empty_like(x, dtype=float_dtype(is_half(x))),
         x.new_empty(packed_bytes(x.numel(), saved_bits), dtype=torch.uint8),
         x.new_empty(_kept_axes(x, dims, over), dtype=torch.float32),
         x.new_empty(one if gamma is None else gamma.shape, dtype=torch.int8),
@@ -51,7 +52,8 @@ def norm_forward(
 ):
     """(y, saved, its scale, q_gamma, s_gamma, mu, D) of a norm by the statistics of x itself.
 
-    x      dense; r: float32, the range of x as one number or one for each statistic
+    x      dense; y is bfloat16 where x is, otherwise float32
+    r      float32, the range of x as one number or one for each statistic
     gamma  and beta: broadcast to x, or None. gamma is quantized by its own maximum; None: the code 1 with scale 1
     dims   reduced by a statistic; over: by the gradients of gamma and beta
     saved  xhat, narrowed to saved_bits, packed in x's memory order
@@ -78,12 +80,12 @@ def norm_forward(
     if drop:
         k = _reference("narrow_codes", k, drop, saved_bits, True)
     saved = _reference("pack_codes", k.as_strided((k.numel(),), (1,)), saved_bits)
-    return y, saved, scale * float(1 << drop), q_gamma.contiguous(), s_gamma, mu, d
+    return kept(y, is_half(x)), saved, scale * float(1 << drop), q_gamma.contiguous(), s_gamma, mu, d
 
 
 def _backward_fake(g, r, stream, saved, s_k, q_gamma, s_gamma, d, dims, over, bits, saved_bits, l2, centred):
     param = [torch.empty(_keepdim(g, over), dtype=torch.float32, device=g.device) for _ in range(2)]
-    return torch.empty_like(g, dtype=torch.float32), *param
+    return torch.empty_like(g, dtype=float_dtype(is_half(g))), *param
 
 
 @op(
@@ -96,11 +98,15 @@ def norm_backward(
 ):
     """(dx, dgamma, dbeta), float32, of norm_forward's y. g: dense, in the memory order of norm_forward's x.
 
+    dx is bfloat16 where g is.
+
     r: float32, the range of g, broadcastable to g and constant over dims and over; s_k: the scale of saved.
     = quantize(g, stochastic), norm_grad_stats, norm_grad_constants, norm_grad_apply
     """
     q, s = _reference("quantize", g, r, None, stream, bits, True), numerics.step(r, IntFormat(bits))
-    return norm_gradients(registered, q, s, saved, s_k, q_gamma, s_gamma, d, dims, over, saved_bits, l2, centred)
+    kept_forward = (saved, s_k, q_gamma, s_gamma, d)
+    dx, *params = norm_gradients(registered, q, s, *kept_forward, dims, over, saved_bits, l2, centred)
+    return kept(dx, is_half(g)), *params
 
 
 def norm_gradients(
