@@ -47,7 +47,7 @@ void packed_tiles(const Strips& strips, i64 n, int saved_bits, u8* saved, u8* ma
 // q: outer * channels * inner codes. Operands: values and how many, one or one for each channel.
 //   other   floats in q's memory order, or nullptr; z: half: both are bfloat16
 //   masks   nullptr: no ReLU
-//   r       the range of z as it is kept, one number
+//   r       the range of z, one number
 SB_EXPORT const char* sb_norm_relu(
     const sb::i8* q, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::i64* total, sb::i64 totals,
     const float* factor, sb::i64 factors, const sb::i8* gamma, sb::i64 gammas, const float* scale, sb::i64 scales,
@@ -76,17 +76,17 @@ SB_EXPORT const char* sb_norm_relu(
     });
     i32 most = 0;
     for (int w = 0; w < workers; ++w) most = std::max(most, *std::max_element(maxima.of(w), maxima.of(w) + kLanes));
-    *r = range_from_bits(kept_bits(most, half));
+    *r = range_from_bits(most);
     return kernel.name;
 }
 
 // r: the range of the codes' floats, one number or one for each channel; top: their largest code;
-// packed: next_bits a code.
+// packed: next_bits a code. half: ReLU(y) is rounded to bfloat16 before it becomes codes.
 SB_EXPORT const char* sb_norm_relu_codes(
     const sb::i8* q, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::i64* total, sb::i64 totals,
     const float* factor, sb::i64 factors, const sb::i8* gamma, sb::i64 gammas, const float* scale, sb::i64 scales,
     const float* beta, sb::i64 betas, sb::i64 count, int bits, int saved_bits, const float* r, sb::i64 ranges,
-    int next_bits, int top, sb::i8* codes, sb::u8* packed, sb::u8* saved, sb::u8* masks, int threads) {
+    int next_bits, int top, int half, sb::i8* codes, sb::u8* packed, sb::u8* saved, sb::u8* masks, int threads) {
     using namespace sb;
     if (!fits_in_32_bits(count, total, totals)) return nullptr;
     const auto kernel = codes_op.best();
@@ -104,7 +104,7 @@ SB_EXPORT const char* sb_norm_relu_codes(
     packed_tiles(strips, n, saved_bits, saved, masks, workers, [&](i64 begin, i64 end, i8* k, u8* mask, int) {
         strips.visit(begin, end, [&](i64 at, i64 rows, i64 columns, i64 slot) {
             kernel.table->norm_relu_codes(
-                q + at, norm.operands, slot, inv.data(), high, rows, columns, codes + at, k + (at - begin),
+                q + at, norm.operands, slot, inv.data(), high, half, rows, columns, codes + at, k + (at - begin),
                 mask + (at - begin));
         });
         pack_run(

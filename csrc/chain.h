@@ -51,23 +51,24 @@ struct TokenSteps {
 };
 
 // mask: a byte each, its lowest bit 1 (when read: all bits) where ReLU passes; nullptr: it passes everywhere.
+// half: floats that are not written are rounded to bfloat16 all the same, as if they were.
 // inv and top: a code is x inv, rounded to 2^16 and clamped to +-top (or to 0 .. top); r: its random bits, or nullptr.
 struct ChainKernels {
-    // z = y + other (of z's type), through ReLU if a mask is wanted; m: 16 numbers, the maxima of the bits of |z| of each lane, before it is rounded
+    // z = y + other (of z's type), through ReLU if a mask is wanted; m: 16 numbers, the maxima of the bits of |z| of each lane
     void (*norm_relu)(
         const i8* q, const NormOperands& v, i64 slot, Floats other, i64 rows, i64 columns, FloatsOut z, i8* k, u8* mask,
         i32* m);
     void (*norm_relu_codes)(
-        const i8* q, const NormOperands& v, i64 slot, const float* inv, float top, i64 rows, i64 columns, i8* codes,
-        i8* k, u8* mask);
+        const i8* q, const NormOperands& v, i64 slot, const float* inv, float top, bool half, i64 rows, i64 columns,
+        i8* codes, i8* k, u8* mask);
     // m[c] = max of the bits of |h|, h = g where the mask passes and 0 elsewhere; h is of g's type or nullptr
     void (*relu_grad)(Floats g, const u8* mask, i64 rows, i64 columns, i32* m, FloatsOut h);
     void (*relu_grad_quantize)(
         Floats g, const u8* mask, const float* inv, float top, const u16* r, i64 rows, i64 columns, i8* codes);
     void (*norm_grad_sums)(const i8* g, const i8* k, i64 rows, i64 columns, const GradSums& sums, i64 slot);
     void (*norm_grad_codes)(
-        const i8* g, const i8* k, const GradOperands& v, i64 slot, const float* inv, float top, const u16* r, i64 rows,
-        i64 columns, i8* codes);
+        const i8* g, const i8* k, const GradOperands& v, i64 slot, const float* inv, float top, bool half, const u16* r,
+        i64 rows, i64 columns, i8* codes);
     void (*norm_grad_floats)(
         const i8* g, const i8* k, const GradOperands& v, i64 slot, i64 rows, i64 columns, FloatsOut dx);
     // codes of the rows of a matrix, each by the step of its own e, times 2^(top - e)

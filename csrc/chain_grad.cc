@@ -173,11 +173,11 @@ SB_EXPORT const char* sb_norm_grad_sums(
     return kernel.name;
 }
 
-// r[sample] = max |dx| of the norm, for each of `samples` runs of the tensor. Operands as in sb_norm_grad_codes.
+// r[sample] = max |dx| of the norm (half: rounded to bfloat16, as in sb_norm_grad_codes), for each of `samples` runs of the tensor. Operands as in sb_norm_grad_codes.
 SB_EXPORT const char* sb_norm_grad_amax(
     const sb::i8* g, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* saved, int saved_bits,
     const sb::i8* gamma, sb::i64 gammas, const float* a, sb::i64 as, const float* u, sb::i64 us, const float* v,
-    sb::i64 vs, const float* t, sb::i64 ts, sb::i64 samples, float* r, int threads) {
+    sb::i64 vs, const float* t, sb::i64 ts, sb::i64 samples, int half, float* r, int threads) {
     using namespace sb;
     const auto kernel = range_op.best();
     const AmaxKernels& amax = *amax_op.best().table;
@@ -200,7 +200,7 @@ SB_EXPORT const char* sb_norm_grad_amax(
     for (i64 i = 0; i < samples; ++i) {
         i32 most = 0;
         for (int w = 0; w < workers; ++w) most = std::max(most, maxima.of(w)[i]);
-        r[i] = range_from_bits(most);
+        r[i] = range_from_bits(kept_bits(most, half));
     }
     return kernel.name;
 }
@@ -212,7 +212,7 @@ SB_EXPORT const char* sb_norm_grad_codes(
     const sb::i8* gamma, sb::i64 gammas, const float* a, sb::i64 as, const float* u, sb::i64 us, const float* v,
     sb::i64 vs, const float* t, sb::i64 ts, const float* r, sb::i64 ranges, const sb::u8* shift, sb::i64 shifts,
     const sb::u8* sample_shift, sb::i64 samples, const sb::i64* stream, sb::i64 order_batch, sb::i64 order_channels,
-    sb::i64 order_pixels, int top, sb::i8* codes, int threads) {
+    sb::i64 order_pixels, int top, int half, sb::i8* codes, int threads) {
     using namespace sb;
     const auto kernel = codes_op.best();
     const Shape shape{outer, channels, inner};
@@ -241,8 +241,8 @@ SB_EXPORT const char* sb_norm_grad_codes(
             const float* by = inv[sample_shift ? sample_shift[sample] : 0].data();
             strips.visit(from, to, [&](i64 at, i64 rows, i64 columns, i64 slot) {
                 kernel.table->norm_grad_codes(
-                    g + at, k + (at - begin), norm.operands, slot, by, high, bits ? bits + (at - begin) : nullptr, rows,
-                    columns, codes + at);
+                    g + at, k + (at - begin), norm.operands, slot, by, high, half, bits ? bits + (at - begin) : nullptr,
+                    rows, columns, codes + at);
             });
         });
     });

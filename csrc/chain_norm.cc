@@ -28,7 +28,7 @@ std::vector<float> ranges(const float* r_k, i64 channels, bool whole) {
 }  // namespace
 }  // namespace sb
 
-// y: outer * channels * inner floats (half: bfloat16), r_k: the range of each channel. gamma, beta: one number for each or one for all,
+// y: outer * channels * inner floats (half: bfloat16, to which all floats are rounded), r_k: the range of each channel. gamma, beta: one number for each or one for all,
 // or nullptr. whole: y is quantized with one range. Results: q as y; q_gamma as gamma; s_gamma one number, all others
 // one for each channel.
 SB_EXPORT const char* sb_chain_norm(
@@ -57,7 +57,7 @@ SB_EXPORT const char* sb_chain_norm(
     for (i64 i = 0; i < channels; ++i) saved_scale[i] = scale[i] * wider, scale[i] *= *s_gamma;
     sb_norm_relu_range(
         least.data(), greatest.data(), total, factor, channels, count, bits, q_gamma, gammas, scale, channels,
-        beta ? beta : &none, beta ? betas : 1, r_relu, 1);
+        beta ? beta : &none, beta ? betas : 1, half, r_relu, 1);
     return norm_op.best().name;
 }
 
@@ -92,6 +92,6 @@ SB_EXPORT const char* sb_chain_norm_grad(
     sb_norm_grad_constants(
         s.data(), static_cast<i64>(s.size()), s_k, s_ks, s_gamma, 1, d, sum_h.data(), sum_hk.data(), &sums[2 * c],
         channels, outer * inner, 1, 0, l1_factor, a, u, v, t, 1);
-    sb_norm_grad_range(low.data(), high.data(), channels, q_gamma, gammas, a, u, v, t, r_dx, 1);
+    sb_norm_grad_range(low.data(), high.data(), channels, q_gamma, gammas, a, u, v, t, half, r_dx, 1);
     return grad_op.best().name;
 }

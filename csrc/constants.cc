@@ -92,7 +92,7 @@ SB_EXPORT const char* sb_norm_grad_constants(
 SB_EXPORT const char* sb_norm_relu_range(
     const sb::i64* least, const sb::i64* greatest, const sb::i64* total, const float* factor, sb::i64 channels,
     sb::i64 n, int bits, const sb::i8* gamma, sb::i64 gamma_channels, const float* scale, sb::i64 scale_channels,
-    const float* beta, sb::i64 beta_channels, float* r, int) {
+    const float* beta, sb::i64 beta_channels, int half, float* r, int) {
     using namespace sb;
     const Each<i8> weight(gamma, gamma_channels);
     const Each<float> by(scale, scale_channels), add(beta, beta_channels);
@@ -105,7 +105,7 @@ SB_EXPORT const char* sb_norm_relu_range(
             const float y = static_cast<float>(k * weight[c]) * by[c] + add[c];
             best = std::max(best, y <= 0 ? 0 : bits_of(y));  // ReLU; NaN stays
         }
-        r[c] = range_from_bits(best);
+        r[c] = range_from_bits(kept_bits(best, half));
     }
     return "norm_relu_range_portable";
 }
@@ -113,7 +113,7 @@ SB_EXPORT const char* sb_norm_relu_range(
 // low, high: (3, channels), for k < 0, k = 0, k > 0.
 SB_EXPORT const char* sb_norm_grad_range(
     const sb::i64* low, const sb::i64* high, sb::i64 channels, const sb::i8* gamma, sb::i64 gamma_channels,
-    const float* a, const float* u, const float* v, const float* t, float* r, int) {
+    const float* a, const float* u, const float* v, const float* t, int half, float* r, int) {
     using namespace sb;
     const Each<i8> weight(gamma, gamma_channels);
     for (i64 c = 0; c < channels; ++c) {
@@ -125,7 +125,7 @@ SB_EXPORT const char* sb_norm_grad_range(
             for (const i64 g : {low[at], high[at]})
                 best = std::max(best, bits_of(a[c] * (static_cast<float>(g * weight[c]) - minus)));
         }
-        r[c] = range_from_bits(best);
+        r[c] = range_from_bits(kept_bits(best, half));
     }
     return "norm_grad_range_portable";
 }

@@ -50,10 +50,10 @@ SB_EXPORT const char* sb_norm_grad_stats_groups(
 SB_EXPORT const char* sb_norm_relu_range(
     const sb::i64* least, const sb::i64* greatest, const sb::i64* total, const float* factor, sb::i64 channels,
     sb::i64 n, int bits, const sb::i8* gamma, sb::i64 gamma_channels, const float* scale, sb::i64 scale_channels,
-    const float* beta, sb::i64 beta_channels, float* r, int);
+    const float* beta, sb::i64 beta_channels, int half, float* r, int);
 SB_EXPORT const char* sb_norm_grad_range(
     const sb::i64* low, const sb::i64* high, sb::i64 channels, const sb::i8* gamma, sb::i64 gamma_channels,
-    const float* a, const float* u, const float* v, const float* t, float* r, int);
+    const float* a, const float* u, const float* v, const float* t, int half, float* r, int);
 SB_EXPORT const char* sb_shift_exponents(
     const float* r_k, sb::i64 channels, int top, int apart, float* r, sb::u8* shift, int);
 SB_EXPORT const char* sb_absmax_codes(

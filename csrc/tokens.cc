@@ -261,7 +261,7 @@ SB_EXPORT const char* sb_norm_relu_tokens(
     const sb::i8* q, sb::i64 rows, sb::i64 channels, const sb::i64* total, sb::i64 totals, const float* factor,
     sb::i64 factors, const sb::i8* gamma, sb::i64 gammas, const float* scale, sb::i64 scales, const float* beta,
     sb::i64 betas, sb::i64 count, int bits, int saved_bits, const float* r, int code_bits, int with_sign, int top,
-    sb::i8* codes, sb::u8* packed, sb::u8* places, sb::u8* saved, sb::u8* masks, int threads) {
+    int half, sb::i8* codes, sb::u8* packed, sb::u8* places, sb::u8* saved, sb::u8* masks, int threads) {
     using namespace sb;
     if (!fits_in_32_bits(count, total, totals)) return nullptr;
     const auto kernel = relu_op.best();
@@ -278,18 +278,18 @@ SB_EXPORT const char* sb_norm_relu_tokens(
     PerWorker<u8> bytes(2 * most, workers, 0);
     each_packed_tile(rows, channels, workers, [&](i64 first, i64 tokens, int w) {
         const i64 begin = first * channels, size = tokens * channels;
-        float* z = floats.of(w);
+        const FloatsOut z(floats.of(w), half);
         u8 *k = bytes.of(w), *mask = k + most;
         i32 maxima[kLanes] = {};
         strips.visit(begin, begin + size, [&](i64 at, i64 tile_rows, i64 columns, i64 slot) {
             const i64 i = at - begin;
             kernel.table->norm_relu(
-                q + at, norm.operands, slot, nullptr, tile_rows, columns, z + i, reinterpret_cast<i8*>(k + i), mask + i,
+                q + at, norm.operands, slot, {nullptr, half != 0}, tile_rows, columns, z + i, reinterpret_cast<i8*>(k + i), mask + i,
                 maxima);
         });
         pack_run(pack, k, size, saved_bits, saved + begin / 8 * saved_bits);
         pack_run(pack, mask, size, 1, masks + begin / 8);
-        kernel.table->token_codes(z, tokens, channels, steps, nullptr, codes + begin);
+        kernel.table->token_codes({z.p, z.half}, tokens, channels, steps, nullptr, codes + begin);
         pack_tile(
             pack, reinterpret_cast<const u8*>(codes) + begin, tokens, channels, code_bits, top, k,
             packed + begin / 8 * code_bits, places + first / 8 * place_bits(top));
@@ -302,7 +302,7 @@ SB_EXPORT const char* sb_norm_grad_tokens(
     const sb::i8* g, sb::i64 rows, sb::i64 channels, const sb::u8* saved, int saved_bits, const sb::i8* gamma,
     sb::i64 gammas, const float* a, sb::i64 as, const float* u, sb::i64 us, const float* v, sb::i64 vs, const float* t,
     sb::i64 ts, const float* r, const sb::i64* stream, sb::i64 order_batch, sb::i64 order_channels,
-    sb::i64 order_pixels, int code_bits, int top, sb::i8* codes, int threads) {
+    sb::i64 order_pixels, int code_bits, int top, int half, sb::i8* codes, int threads) {
     using namespace sb;
     const auto kernel = grad_op.best();
     const Order order{order_batch, order_channels, order_pixels};
@@ -319,12 +319,12 @@ SB_EXPORT const char* sb_norm_grad_tokens(
     PerWorker<float> floats(draws.largest(), workers, 0.0f);
     draws.each(workers, [&](i64 begin, i64 end, const u16* bits, int w) {
         const i8* k = ks[w].span(begin, end);
-        float* dx = floats.of(w);
+        const FloatsOut dx(floats.of(w), half);
         strips.visit(begin, end, [&](i64 at, i64 tile_rows, i64 columns, i64 slot) {
             kernel.table->norm_grad_floats(
                 g + at, k + (at - begin), norm.operands, slot, tile_rows, columns, dx + (at - begin));
         });
-        kernel.table->token_codes(dx, (end - begin) / channels, channels, steps, bits, codes + begin);
+        kernel.table->token_codes({dx.p, dx.half}, (end - begin) / channels, channels, steps, bits, codes + begin);
     });
     return kernel.name;
 }

@@ -38,6 +38,12 @@ READS = (
 )
 """Ops that read floats, and give those of an element in the type that they read."""
 
+ROUNDS = (
+    *("norm_relu_codes", "norm_relu_tokens", "norm_grad_codes", "norm_grad_tokens", "norm_grad_amax"),
+    *("norm_relu_range", "norm_grad_range"),
+)
+"""Ops of a chain whose floats are never written, and rounded as if they were."""
+
 WRITES = (
     *("scaled_matmul", "scaled_matmul_packed", "scaled_conv2d", "scaled_conv2d_amax"),
     "scaled_conv2d_grad_input",
@@ -46,7 +52,7 @@ WRITES = (
 
 _CHANGES: dict[str, Callable[[tuple], tuple]] = {
     **dict.fromkeys(READS, _first),
-    **dict.fromkeys(WRITES, _result),
+    **dict.fromkeys((*WRITES, *ROUNDS), _result),
     **dict.fromkeys(("linear_forward", "linear_backward"), lambda args: _result(_first(args))),
     "scaled_conv2d_grad_input_plus": _plus,
     "norm_relu": _relu,

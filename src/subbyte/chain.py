@@ -7,6 +7,9 @@ each channel's codes, since a norm is monotone in them; that of a norm's gradien
 takes a norm's input codes to the next product's, and one pass takes the gradient's codes back through a norm. Results,
 forward and backward, are those of the layers one by one, bit for bit: the same codes by the same random numbers.
 
+In bfloat16 (that of x, or of autocast) the floats that are written are bfloat16, what a product gives, z, gradients;
+those that stay in registers are rounded to it, as between layers.
+
 Saved for backward, for each element: the packed input of the product, xhat in NormScheme.saved bits, 1 bit of ReLU.
 Which layers make a chain is fusion's to decide (fuse.py); what is not here either: chains in eval mode.
 """
@@ -29,6 +32,7 @@ from .ops import chain as passes
 from .ops import chain_norm
 from .ops import norm as norm_ops
 from .ops.dispatch import dispatched
+from .ops.exact import float_dtype, is_half
 from .products import Products
 from .qtensor import PackedQTensor, QTensor
 from .quantizers import Quantizer, TokenShiftQuant
@@ -93,10 +97,11 @@ def _whole(r_k: Tensor) -> Tensor:
 
 
 class Chain(torch.autograd.Function):
-    """(other, x, codes, relu, together, stages, weight, bias, gamma, beta of each) -> (z, range of z, mu, D of each).
+    """(other, x, codes, half, relu, together, stages, weight, bias, gamma, beta of each) -> (z, range, mu, D of each).
 
-    other     float32 of z's shape, added behind the last norm; or None. Its gradient goes back before that of x
-    x         float32 (N, C, ...), the input of the first product
+    other     float32 or bfloat16 of z's shape, added behind the last norm; or None. Its gradient goes back before x's
+    x         float32 or bfloat16 (N, C, ...), the input of the first product
+    half      are floats inside of the chain, and z, bfloat16?
     codes     the same in codes (first_codes), as what is multiplied and as what is saved
     relu      is there a ReLU at the end?
     together  where other is x itself, the shortcut of a residual block: may the gradient of x be that of both?
@@ -109,13 +114,14 @@ class Chain(torch.autograd.Function):
         other,
         x,
         codes: tuple[Operand, Operand | PackedQTensor],
+        half: bool,
         relu: bool,
         together: bool,
         stages: Sequence[Stage],
         *params,
     ):
         saver, kept, shapes, statistics = Saver(), [], [], []
-        _, need_x, _, _, _, _, *need = ctx.needs_input_grad
+        _, need_x, _, _, _, _, _, *need = ctx.needs_input_grad
         qx, px = codes
         z = r = None
         for i, stage in enumerate(stages):
@@ -126,14 +132,15 @@ class Chain(torch.autograd.Function):
             with ops.recording(stage.layer_record.kernels):
                 qw = quantized("weight", w, stage.layer.weight, stage.streams, 2, stage.layer_record)
                 p = stage.products
-                y, y_range = product("output", p.output_and_range, p.float_output_and_range, qx, qw, bias)
+                integer = partial(p.output_and_range, half=half)
+                y, y_range = product("output", integer, p.float_output_and_range, qx, qw, bias)
             with ops.recording(stage.norm_record.kernels):
                 norm = _Norm(y, y_range, stage, gamma, beta)
                 del y
                 if last:
-                    z, r, saved, mask = norm.to_floats(other, relu)
+                    z, r, saved, mask = norm.to_floats(other, relu, half)
                 else:
-                    qx, px, saved, mask = norm.to_codes(stages[i + 1].layer)
+                    qx, px, saved, mask = norm.to_codes(stages[i + 1].layer, half)
             statistics += [norm.mu, norm.d]
             kept_w = qw if need_x or any(need[:at]) else None
             operands = (kept_x, kept_w, norm.kept(saved), mask, norm.q_gamma, norm.s_gamma, norm.d)
@@ -141,6 +148,7 @@ class Chain(torch.autograd.Function):
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(*saver.tensors)
         ctx.kept, ctx.stages, ctx.shapes, ctx.residual = kept, stages, shapes, together and other is x
+        ctx.half, ctx.dtypes = half, (None if other is None else other.dtype, x.dtype)
         ctx.params = [None if p is None else (p.shape, p.dtype) for p in params]
         ctx.products = [s.products.of_weight(w) for s, w in zip(stages, params[::PARAMETERS], strict=True)]
         ctx.mark_non_differentiable(r, *statistics)
@@ -150,7 +158,8 @@ class Chain(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor, *_unused):
         restore = Restorer(ctx.saved_tensors)
-        need_other, need_x, _, _, _, _, *need = ctx.needs_input_grad
+        need_other, need_x, _, _, _, _, _, *need = ctx.needs_input_grad
+        other_dtype, x_dtype = ctx.dtypes
         grads: list[Tensor | None] = [None] * len(need)
         grad_other = around = None  # around: what passes by the products of a residual block, and the mask for it
         need_other = need_other and not ctx.residual
@@ -163,7 +172,7 @@ class Chain(torch.autograd.Function):
             with ops.recording(stage.norm_record.kernels):
                 step = _NormGradient(g, k, mask, (q_gamma, s_gamma), d, stage, last and need_other)
                 if last and need_other:
-                    grad_other = step.masked
+                    grad_other = step.masked.to(other_dtype)
                 if last and ctx.residual:
                     around = (step.g, mask)
                 grads[at + 2 : at + 4] = step.gamma, step.beta
@@ -177,7 +186,8 @@ class Chain(torch.autograd.Function):
                     grads[at + 1] = channel_sum(qg)
                 if not (need_x or any(need[:at])):
                     break
-                integer, emulated = p.grad_input, p.float_grad_input
+                half = ctx.half if i else x_dtype is torch.bfloat16
+                integer, emulated = partial(p.grad_input, half=half), p.float_grad_input
                 if i == 0 and around is not None:
                     integer, emulated = (
                         partial(f, more=around[0], mask=around[1]) for f in (p.grad_input_plus, p.float_grad_input_plus)
@@ -187,7 +197,7 @@ class Chain(torch.autograd.Function):
             None if p is None or like is None or not wanted else p.reshape(like[0]).to(like[1])
             for p, like, wanted in zip(grads, ctx.params, need, strict=True)
         ]
-        return grad_other, g if need_x else None, None, None, None, None, *shaped
+        return grad_other, g.to(x_dtype) if need_x else None, None, None, None, None, None, *shaped
 
 
 @torch.no_grad()
@@ -236,24 +246,24 @@ class _Norm:
         """xhat as it is saved."""
         return PackedQTensor(saved, self.q.shape, self.q.stride(), self.saved_scale, self.scheme.format("saved"))
 
-    def to_floats(self, other: Tensor | None, relu: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def to_floats(self, other: Tensor | None, relu: bool, half: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(z, its range, saved xhat, mask)."""
-        return passes.norm_relu(*self.operands, other, relu)
+        return passes.norm_relu(*self.operands, other, relu, half)
 
-    def to_codes(self, layer: LayerScheme) -> tuple[QTensor, PackedQTensor, Tensor, Tensor]:
+    def to_codes(self, layer: LayerScheme, half: bool) -> tuple[QTensor, PackedQTensor, Tensor, Tensor]:
         """(codes of ReLU(y) as the next layer takes them, the same packed, saved xhat, mask)."""
         quantizer = layer.activation
         assert quantizer is not None
         if isinstance(quantizer, TokenShiftQuant):
             (whole, _, _), form = quantizer.ranges_of(self.r), (quantizer.bits, quantizer.signed, quantizer.top)
-            codes, packed, places, saved, mask = passes.norm_relu_tokens(*self.operands, whole, *form)
+            codes, packed, places, saved, mask = passes.norm_relu_tokens(*self.operands, whole, *form, half)
             q = quantizer.of_codes(codes, whole)
             at_rest = PackedQTensor(
                 packed, codes.shape, codes.stride(), q.scale, q.format, inside=q.inside, places=places
             )
             return q, at_rest, saved, mask
         (r, _, _), fmt = ranges_by_channel(quantizer, self.r), quantizer.format
-        codes, packed, saved, mask = passes.norm_relu_codes(*self.operands, r, fmt.bits, fmt.signed)
+        codes, packed, saved, mask = passes.norm_relu_codes(*self.operands, r, fmt.bits, fmt.signed, half)
         scale = numerics.step(r, fmt)
         return (
             QTensor(codes, scale, fmt),
@@ -271,12 +281,13 @@ class _NormGradient:
         scheme, xhat, (q_gamma, s_gamma) = stage.norm, (k.packed, k.format.bits), gamma
         form = (scheme.granularity == "tensor", scheme.format("gradient").bits, stage.norm_stream)
         self.g = _laid_out(g, k)
+        self.half = is_half(self.g)
         forward = (*xhat, k.scale, q_gamma, s_gamma, d)
         if scheme.groups > 1:
             r_k, self.masked = passes.relu_grad(self.g, mask, True)
             quantizer = scheme.quantizer("gradient", None, "stochastic")
             q = quantizer.represent(self.masked, stage.norm_stream, _whole(r_k))
-            q_g, found = q.codes, chain_norm.sums_of_gradient(dispatched, q.codes, q.scale, *forward)
+            q_g, found = q.codes, chain_norm.sums_of_gradient(dispatched, q.codes, q.scale, *forward, self.half)
         else:
             q_g, self.masked, *found = chain_norm.chain_norm_grad(self.g, mask, keep, *form, *forward)
         *constants, self.r, self.gamma, self.beta = found
@@ -290,20 +301,21 @@ class _NormGradient:
             r, shift, _ = quantizer.ranges_of(self.r)
             q_g, saved, bits, q_gamma, a, *rest = self.operands
             a = ops.shifted(a, shift)  # dx = a (...): what multiplies a channel multiplies its a, exactly
-            form = (q_g, saved, bits, q_gamma, a, *rest, r, stream, quantizer.bits, quantizer.top)
+            form = (q_g, saved, bits, q_gamma, a, *rest, r, stream, quantizer.bits, quantizer.top, self.half)
             return quantizer.of_codes(passes.norm_grad_tokens(*form), r, shift)
         if quantizer.range_axis == SAMPLES:
-            found = quantizer.ranges_of(passes.norm_grad_amax(*self.operands))
+            found = quantizer.ranges_of(passes.norm_grad_amax(*self.operands, self.half))
         else:
             found = ranges_by_channel(quantizer, self.r)
         (r, shift, max_shift), fmt = found, quantizer.format
-        codes = passes.norm_grad_codes(*self.operands, r, shift, stream, fmt.bits)
+        codes = passes.norm_grad_codes(*self.operands, r, shift, stream, fmt.bits, self.half)
         return QTensor(codes, numerics.step(r, fmt), fmt, shift, max_shift)
 
 
 def _laid_out(g: Tensor, k: PackedQTensor) -> Tensor:
-    """g as float32 in the memory order that the mask and xhat were saved in."""
-    if g.dtype == torch.float32 and g.stride() == k.stride:
+    """g as float32 or bfloat16 in the memory order that the mask and xhat were saved in."""
+    dtype = float_dtype(is_half(g))
+    if g.dtype == dtype and g.stride() == k.stride:
         return g
-    out = torch.empty_strided(k.shape, k.stride, dtype=torch.float32, device=g.device)
+    out = torch.empty_strided(k.shape, k.stride, dtype=dtype, device=g.device)
     return out.copy_(g)

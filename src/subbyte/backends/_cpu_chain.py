@@ -21,15 +21,15 @@ NORM = (*_VALUES * 5, INT64, INT, INT)
 """Operands, how many codes are in a statistic, bits of xhat, bits of it that are saved."""
 
 _norm_relu = function("sb_norm_relu", POINTER, *_SHAPE, *NORM, POINTER, POINTER, INT, *(POINTER,) * 3, INT)
-_norm_relu_codes = function("sb_norm_relu_codes", POINTER, *_SHAPE, *NORM, *_VALUES, INT, INT, *(POINTER,) * 4, INT)
+_norm_relu_codes = function("sb_norm_relu_codes", POINTER, *_SHAPE, *NORM, *_VALUES, *(INT,) * 3, *(POINTER,) * 4, INT)
 _relu_grad = function("sb_relu_grad", POINTER, INT, *_SHAPE, *(POINTER,) * 3, INT)
 _relu_grad_quantize = function(
     "sb_relu_grad_quantize", POINTER, INT, *_SHAPE, POINTER, *_VALUES, POINTER, *_SHAPE, INT, POINTER, INT
 )
 _grad_sums = function("sb_norm_grad_sums", POINTER, *_SHAPE, POINTER, INT, *(POINTER,) * 3, INT)
-_grad_amax = function("sb_norm_grad_amax", POINTER, *_SHAPE, POINTER, INT, *_VALUES * 5, INT64, POINTER, INT)
+_grad_amax = function("sb_norm_grad_amax", POINTER, *_SHAPE, POINTER, INT, *_VALUES * 5, INT64, INT, POINTER, INT)
 _grad_codes = function(
-    "sb_norm_grad_codes", POINTER, *_SHAPE, POINTER, INT, *_VALUES * 8, POINTER, *_SHAPE, INT, POINTER, INT
+    "sb_norm_grad_codes", POINTER, *_SHAPE, POINTER, INT, *_VALUES * 8, POINTER, *_SHAPE, INT, INT, POINTER, INT
 )
 
 
@@ -49,7 +49,7 @@ def norm_relu(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, other
     )
 
 
-def norm_relu_codes(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, r, next_bits, next_signed):
+def norm_relu_codes(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, r, next_bits, next_signed, half=False):
     shape, norm = shape_of(q, torch.int8), norm_operands(q, total, factor, q_gamma, scale, beta)
     ranges, fmt = values_of(q, (r, torch.float32)), IntFormat(next_bits, next_signed)
     if shape is None or norm is None or ranges is None:
@@ -57,7 +57,7 @@ def norm_relu_codes(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits,
     codes = torch.empty_like(q, dtype=fmt.dtype)
     packed, saved, mask = (_packed(q, b) for b in (next_bits, saved_bits, 1))
     arguments = (q.data_ptr(), *shape, *pointers(norm), n, bits, saved_bits, *pointers(ranges), next_bits, fmt.qmax)
-    outputs = (codes.data_ptr(), packed.data_ptr(), saved.data_ptr(), mask.data_ptr())
+    outputs = (half, codes.data_ptr(), packed.data_ptr(), saved.data_ptr(), mask.data_ptr())
     done = call("norm_relu_codes", _norm_relu_codes, *arguments, *outputs)
     return (codes, packed, saved, mask) if done else NotImplemented
 
@@ -97,18 +97,18 @@ def norm_grad_sums(q_g: Tensor, saved: Tensor, saved_bits: int):
     return (sums, low, high) if done else NotImplemented
 
 
-def norm_grad_amax(q_g, saved, saved_bits, q_gamma, a, u, v, t):
+def norm_grad_amax(q_g, saved, saved_bits, q_gamma, a, u, v, t, half=False):
     found = norm_gradient(q_g, saved, saved_bits, q_gamma, a, u, v, t)
     if found is None or not _outermost(q_g):
         return NotImplemented
     (shape, operands), samples = found, len(q_g)
     r = new([samples, *[1] * (q_g.ndim - 1)])
     arguments = (q_g.data_ptr(), *shape, saved.data_ptr(), saved_bits, *pointers(operands))
-    done = call("norm_grad_amax", _grad_amax, *arguments, samples, r.data_ptr())
+    done = call("norm_grad_amax", _grad_amax, *arguments, samples, half, r.data_ptr())
     return r if done else NotImplemented
 
 
-def norm_grad_codes(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, shift, stream, bits):
+def norm_grad_codes(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, shift, stream, bits, half=False):
     found = norm_gradient(q_g, saved, saved_bits, q_gamma, a, u, v, t, r)
     order = (1, q_g.numel(), 1) if stream is None or found is None else transposition(q_g)
     by_sample = shift is not None and 1 < shift.numel() == len(q_g) == len(shift) and shift.ndim == q_g.ndim
@@ -119,7 +119,7 @@ def norm_grad_codes(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, shift, strea
     arguments = (q_g.data_ptr(), *shape, saved.data_ptr(), saved_bits, *pointers(operands))
     given, none = pointers(shifts) if shifts else (None, 0), (None, 0)
     shifting = (*none, *given) if by_sample else (*given, *none)
-    rounding = (_pointer(stream), *order, IntFormat(bits).qmax)
+    rounding = (_pointer(stream), *order, IntFormat(bits).qmax, half)
     done = call("norm_grad_codes", _grad_codes, *arguments, *shifting, *rounding, codes.data_ptr())
     return codes if done else NotImplemented
 

@@ -19,8 +19,8 @@ _norm = function(
 _grad = function(
     "sb_norm_grad_constants", *_EACH * 3, *(POINTER,) * 4, INT64, INT64, INT, INT, DOUBLE, *(POINTER,) * 4, INT
 )
-_relu_range = function("sb_norm_relu_range", *(POINTER,) * 4, INT64, INT64, INT, *_EACH * 3, POINTER, INT)
-_grad_range = function("sb_norm_grad_range", POINTER, POINTER, INT64, *_EACH, *(POINTER,) * 5, INT)
+_relu_range = function("sb_norm_relu_range", *(POINTER,) * 4, INT64, INT64, INT, *_EACH * 3, INT, POINTER, INT)
+_grad_range = function("sb_norm_grad_range", POINTER, POINTER, INT64, *_EACH, *(POINTER,) * 4, INT, POINTER, INT)
 _exponents = function("sb_shift_exponents", POINTER, INT64, INT, INT, POINTER, POINTER, INT)
 
 
@@ -54,7 +54,9 @@ def norm_grad_constants(s_g, s_k, s_gamma, d, sum_h, sum_hk, sum_t, n: int, cent
     return tuple(out) if done else NotImplemented
 
 
-def norm_relu_range(least, greatest, total, factor, n: int, bits: int, q_gamma, scale, beta) -> Tensor:
+def norm_relu_range(
+    least, greatest, total, factor, n: int, bits: int, q_gamma, scale, beta, half: bool = False
+) -> Tensor:
     fits = _same(least, (least, greatest, total), torch.int64) and _same(least, (factor,), torch.float32)
     if not fits or not _each(least, q_gamma, torch.int8) or not _per_channel(least):
         return NotImplemented
@@ -62,13 +64,12 @@ def norm_relu_range(least, greatest, total, factor, n: int, bits: int, q_gamma, 
         return NotImplemented
     r = new(least.shape)
     operands = (t.data_ptr() for t in (least, greatest, total, factor))
-    done = call(
-        "norm_relu_range", _relu_range, *operands, least.numel(), n, bits, *_pairs((q_gamma, scale, beta)), r.data_ptr()
-    )
+    given = (least.numel(), n, bits, *_pairs((q_gamma, scale, beta)), half)
+    done = call("norm_relu_range", _relu_range, *operands, *given, r.data_ptr())
     return r if done else NotImplemented
 
 
-def norm_grad_range(low, high, q_gamma, a, u, v, t) -> Tensor:
+def norm_grad_range(low, high, q_gamma, a, u, v, t, half: bool = False) -> Tensor:
     like = low[0]
     if not _same(low, (low, high), torch.int64) or not _same(like, (a, u, v, t), torch.float32):
         return NotImplemented
@@ -76,7 +77,7 @@ def norm_grad_range(low, high, q_gamma, a, u, v, t) -> Tensor:
         return NotImplemented
     r = new(like.shape)
     operands = (low.data_ptr(), high.data_ptr(), like.numel(), *_pairs((q_gamma,)))
-    done = call("norm_grad_range", _grad_range, *operands, *(x.data_ptr() for x in (a, u, v, t)), r.data_ptr())
+    done = call("norm_grad_range", _grad_range, *operands, *(x.data_ptr() for x in (a, u, v, t)), half, r.data_ptr())
     return r if done else NotImplemented
 
 

@@ -17,7 +17,7 @@ from ..numerics import (
     without_common_places,
 )
 from ..qtensor import is_dense
-from ._cpu_call import CPU, call, dense_floats, floats, new, ran, transposition
+from ._cpu_call import CPU, FLOATS, call, dense_floats, floats, new, ran, transposition
 from ._cpu_chain import NORM, norm_gradient, norm_operands, norm_relu, pointers
 from ._cpu_norm import norm_grad_apply
 from ._cpu_pack import pack_codes, unpack_codes
@@ -33,9 +33,9 @@ _quantize_blocks = function(
 _pack = function("sb_pack_tokens", POINTER, INT64, INT64, INT, INT, POINTER, POINTER, INT)
 _shift = function("sb_shift_tokens", POINTER, INT64, INT64, INT64, INT, POINTER, POINTER, INT)
 _unpack = function("sb_unpack_tokens", POINTER, POINTER, INT64, INT64, INT, INT, INT, POINTER, INT)
-_norm_relu = function("sb_norm_relu_tokens", POINTER, INT64, INT64, *NORM, POINTER, INT, INT, INT, *(POINTER,) * 5, INT)
+_norm_relu = function("sb_norm_relu_tokens", POINTER, INT64, INT64, *NORM, POINTER, *(INT,) * 4, *(POINTER,) * 5, INT)
 _grad = function(
-    "sb_norm_grad_tokens", POINTER, INT64, INT64, POINTER, INT, *_VALUES * 5, POINTER, *_ROUNDING, POINTER, INT
+    "sb_norm_grad_tokens", POINTER, INT64, INT64, POINTER, INT, *_VALUES * 5, POINTER, *_ROUNDING, INT, POINTER, INT
 )
 
 
@@ -121,12 +121,14 @@ def unpack_tokens(packed: Tensor, places: Tensor, size, stride, bits: int, signe
     return codes if call("unpack_tokens", _unpack, *arguments) else NotImplemented
 
 
-def norm_relu_tokens(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, r, next_bits, next_signed, top):
+def norm_relu_tokens(
+    q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, r, next_bits, next_signed, top, half=False
+):
     norm, rows = norm_operands(q, total, factor, q_gamma, scale, beta), _rows_of_bytes(q)
     if norm is None or not _is_range(r):
         return NotImplemented
     if rows is None:  # the channels of a token are apart: ReLU(y) in floats first
-        found = norm_relu(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, None, True)
+        found = norm_relu(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, None, True, half)
         if found is NotImplemented:
             return found
         z, _, saved, mask = found
@@ -138,13 +140,14 @@ def norm_relu_tokens(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits
     codes = torch.empty_like(q, dtype=IntFormat(next_bits, next_signed).dtype)
     packed, saved, mask = (new(packed_bytes(q.numel(), b), torch.uint8) for b in (next_bits, saved_bits, 1))
     places = _places(rows[0], top)
-    arguments = (q.data_ptr(), *rows, *pointers(norm), n, bits, saved_bits, r.data_ptr(), next_bits, next_signed, top)
+    form = (n, bits, saved_bits, r.data_ptr(), next_bits, next_signed, top, half)
+    arguments = (q.data_ptr(), *rows, *pointers(norm), *form)
     outputs = (codes, packed, places, saved, mask)
     done = call("norm_relu_tokens", _norm_relu, *arguments, *(t.data_ptr() for t in outputs))
     return outputs if done else NotImplemented
 
 
-def norm_grad_tokens(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, stream, bits, top):
+def norm_grad_tokens(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, stream, bits, top, half=False):
     found = norm_gradient(q_g, saved, saved_bits, q_gamma, a, u, v, t)
     order = (1, q_g.numel(), 1) if stream is None or found is None else transposition(q_g)
     if found is None or order is None or not _is_range(r):
@@ -152,11 +155,11 @@ def norm_grad_tokens(q_g, saved, saved_bits, q_gamma, a, u, v, t, r, stream, bit
     if not _by_rows(q_g):  # the channels of a token are apart: dx in floats first
         k = unpack_codes(saved, q_g.numel(), saved_bits, True).as_strided(q_g.shape, q_g.stride())
         dx = norm_grad_apply(q_g, k, q_gamma, a, u, v, t, False)
-        codes = dx if dx is NotImplemented else quantize_tokens(dx, r, None, stream, bits, True, top)
+        codes = dx if dx is NotImplemented else quantize_tokens(dx.to(FLOATS[half]), r, None, stream, bits, True, top)
         ran["norm_grad_tokens"] = ran.get("quantize_tokens", "")
         return codes
     codes, channels = torch.empty_like(q_g), q_g.shape[1]
-    rounding = (None if stream is None else stream.data_ptr(), *order, bits, top)
+    rounding = (None if stream is None else stream.data_ptr(), *order, bits, top, half)
     arguments = (q_g.data_ptr(), q_g.numel() // channels, channels, saved.data_ptr(), saved_bits, *pointers(found[1]))
     done = call("norm_grad_tokens", _grad, *arguments, r.data_ptr(), *rounding, codes.data_ptr())
     return codes if done else NotImplemented

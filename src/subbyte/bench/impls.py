@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,9 @@ INTEGER_ONLY = "subbyte/int4-integer-only"
 INT_MM, TORCHAO, TORCHAO_COMPILED = "int_mm", "torchao", "torchao-compiled"
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+
+BETWEEN_LAYERS = {"": torch.float32, "bfloat16": torch.bfloat16}
+"""What ours takes and gives between layers: float32, or bfloat16 under autocast."""
 
 _FP16_SHARE = 0.1  # of the bf16 rate: below this, whole steps in fp16 are not waited for
 _PROBE = 256
@@ -77,6 +80,13 @@ def fuse(model: nn.Module, example: Tensor) -> nn.Module:
 def autocast(dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
     """torch.autocast to that dtype on the CPU; nothing for float32."""
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast("cpu", dtype=dtype)
+
+
+def ways(layouts: dict[str, torch.memory_format]) -> Iterator[tuple[str, torch.memory_format, torch.dtype]]:
+    """(name, memory format, type between layers): the ways in which one of ours may run; the fastest counts."""
+    for layout, memory_format in layouts.items():
+        for between, dtype in BETWEEN_LAYERS.items():
+            yield ", ".join(part for part in (layout, between) if part), memory_format, dtype
 
 
 @functools.cache

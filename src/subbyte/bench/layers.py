@@ -1,7 +1,8 @@
 """Suites linear, conv and norm: one layer forward and backward, quantization included.
 
 Every call computes the output and the gradients of the input and of each parameter. Floats cross the layer's border in
-each case: float32 for ours and torch-fp32; under autocast the dtype that the layer before would hand over.
+each case: float32, or under autocast the dtype that the layer before would hand over; for ours, the faster of float32
+and bfloat16.
 """
 
 from __future__ import annotations
@@ -102,11 +103,11 @@ class Setting:
 
     def ours(self, name: str) -> Prepared:
         trials, found = [], {}
-        for way, layout in self.layouts.items():
+        for way, layout, dtype in impls.ways(self.layouts):
             layer = copy.deepcopy(self.layer).to(memory_format=layout)  # type: ignore[call-overload]
             change_class(layer, REGISTRY[type(layer)])
             layer._attach(self._scheme(layer, name))
-            step = self._step(layer, torch.float32, layout)
+            step = self._step(layer, dtype, layout)
             exact = partial(self._exact, layer)
             multiplies = not isinstance(layer, NormLayer)
             found = evidence.of_training(

@@ -2,7 +2,7 @@
 
 Networks as in subbyte.models (SGD with momentum) and torch's Transformer encoder (AdamW, no dropout); the update is
 torch's fused one, for all of them but integer-only networks, which have IntegerSGD. Under bf16 and fp16 the forward is
-autocast; gradients and update are float32.
+autocast; gradients of weights and update are float32. Ours runs in float32 between layers, and autocast to bf16.
 """
 
 from __future__ import annotations
@@ -150,19 +150,20 @@ def prepare_ours(task: Task, model: nn.Module, x: Tensor, name: str, layout: tor
 
 def _ours(task: Task, model: nn.Module, batch: Batch, name: str) -> Prepared:
     trials, found = [], {}
-    for way, layout in task.layouts.items():
+    for way, layout, dtype in impls.ways(task.layouts):
         x, y = _in_layout(batch, layout)
         mine = prepare_ours(task, model, x, name, layout)
 
-        def first_step(mine: nn.Module = mine, x: Tensor = x, y: Tensor = y) -> Tensor:
-            out = mine(x)
-            task.loss(out, y).backward()
+        def first_step(mine: nn.Module = mine, x: Tensor = x, y: Tensor = y, dtype: torch.dtype = dtype) -> Tensor:
+            with impls.autocast(dtype):
+                out = mine(x)
+            task.loss(out.float(), y).backward()
             return out
 
         found = evidence.of_training(
             mine, first_step, partial(_output, model, x), emulated=impls.emulated(name), allowed=task.allowed
         )
-        trials.append(Trial(train_step(task, mine, (x, y)), way))
+        trials.append(Trial(train_step(task, mine, (x, y), dtype), way))
     return Prepared(trials, found)
 
 

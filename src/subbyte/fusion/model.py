@@ -2,7 +2,7 @@
 
 torch.fx reads the model's graph; the model keeps its modules, Parameters, hooks and state_dict keys, and gets a class
 whose forward is generated. What is in no chain runs as it did, and the Fusion on the model says why. A chain that a
-call does not suit (eval mode, autocast, an observed layer) runs layer by layer.
+call does not suit (eval mode, float16, an observed layer) runs layer by layer.
 """
 
 from __future__ import annotations

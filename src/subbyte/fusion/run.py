@@ -81,24 +81,39 @@ def finish(
         ndim = started.x.ndim
         shape = (1, -1, *[1] * (ndim - 2))
         params += [product.weight, product.bias]
-        params += [None if p is None else p.view(shape) for p in (norm.weight, norm.bias)]
-    other, x, *params = unless_no_grad(other, started.x, *params)
-    z, r, *statistics = Chain.apply(other, x, started.codes, relu, together, started.stages, *params)
+        params += [None if p is None else p.float().view(shape) for p in (norm.weight, norm.bias)]
+    half = _dtype(started.x) is torch.bfloat16
+    apart = half and other is not None and other.dtype is not torch.bfloat16  # their sum is of that type
+    inside, x, *params = unless_no_grad(None if apart else other, started.x, *params)
+    form = (started.codes, half, relu and not apart, together, started.stages)
+    z, r, *statistics = Chain.apply(inside, x, *form, *params)
     for i, norm in enumerate(layers[1::2]):
         mu, d = statistics[2 * i : 2 * i + 2]
         if norm.track_running_stats:
             norm._track(mu.flatten(), d.flatten(), z.numel() // z.shape[1])
+    if apart:
+        z = z + other
+        return torch.relu(z) if relu else z, None
     return z, r
+
+
+_FLOATS = (torch.float32, torch.bfloat16)
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    """Of what the layers make of x: that of autocast, otherwise its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _suits(x: Tensor, layers: tuple) -> bool:
     """Can the chain run fused on this input, with the layers as they now are?"""
-    if x.dtype != torch.float32 or x.numel() == 0 or x.ndim < 2 or torch.is_autocast_enabled(x.device.type):
+    if x.dtype not in _FLOATS or _dtype(x) not in _FLOATS or x.numel() == 0 or x.ndim < 2:
         return False
     for i, layer in enumerate(layers):
         if not layer.training or layer.record.armed or has_hooks(layer):
             return False
-        if any(p is not None and p.dtype != torch.float32 for p in (layer.weight, layer.bias)):
+        if any(p is not None and p.dtype not in _FLOATS for p in (layer.weight, layer.bias)):
             return False
         if i % 2 == 0:
             norm = layers[i + 1]

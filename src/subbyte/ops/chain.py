@@ -103,19 +103,18 @@ def norm_relu(
 
     saved  k narrowed to saved_bits and packed
     other  float32 or bfloat16 of q's shape, or None: nothing is added. relu False: z = y + other, and an empty mask
-    half   z is rounded to bfloat16, once; the mask is of z before that
+    half   y, other and z are rounded to bfloat16
     """
     y, k = _reference("norm_apply", q, total, factor, n, bits, q_gamma, scale, beta)
+    y = kept(y, half)
     if other is not None:
         y = y + kept(other, half)
-    y = torch.relu(y) if relu else y
-    z = torch.empty_like(q, dtype=float_dtype(half)).copy_(y)
-    passes = torch.empty_like(q, dtype=torch.bool).copy_(~(y <= 0))
-    mask = _packed(passes, MASK_BITS) if relu else q.new_empty(0, dtype=torch.uint8)
+    z = torch.empty_like(q, dtype=y.dtype).copy_(torch.relu(y) if relu else y)
+    mask = _packed(~(z <= 0), MASK_BITS) if relu else q.new_empty(0, dtype=torch.uint8)
     return z, _reference("amax", z, WHOLE), _saved_form(k, bits, saved_bits), mask
 
 
-def _norm_relu_codes_fake(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, r, next_bits, next_signed):
+def _norm_relu_codes_fake(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, r, next_bits, next_signed, *_):
     return (
         torch.empty_like(q, dtype=IntFormat(next_bits, next_signed).dtype),
         _bytes_of(q, next_bits),
@@ -124,23 +123,41 @@ def _norm_relu_codes_fake(q, total, factor, n, bits, q_gamma, scale, beta, saved
     )
 
 
-@op(f"({_NORM}, Tensor r, int next_bits, bool next_signed) -> (Tensor, Tensor, Tensor, Tensor)", _norm_relu_codes_fake)
+@op(
+    f"({_NORM}, Tensor r, int next_bits, bool next_signed, bool half=False) -> (Tensor, Tensor, Tensor, Tensor)",
+    _norm_relu_codes_fake,
+)
 def norm_relu_codes(
-    q, total, factor, n: int, bits: int, q_gamma, scale, beta, saved_bits: int, r, next_bits: int, next_signed: bool
+    q,
+    total,
+    factor,
+    n: int,
+    bits: int,
+    q_gamma,
+    scale,
+    beta,
+    saved_bits: int,
+    r,
+    next_bits: int,
+    next_signed,
+    half=False,
 ):
     """(codes, packed codes, saved, mask): quantize(ReLU(y), r, nearest) of y, k = norm_apply(q, ...); saved as above.
 
-    r  float32, broadcastable to q: the range of ReLU(y), known from the extremes of q before any y is
+    r     float32, broadcastable to q: the range of ReLU(y), known from the extremes of q before any y is
+    half  y is rounded to bfloat16
     """
     y, k = _reference("norm_apply", q, total, factor, n, bits, q_gamma, scale, beta)
-    z = torch.relu(y)
+    z = torch.relu(kept(y, half))
     codes = _reference("quantize", z, r, None, None, next_bits, next_signed)
     codes = torch.empty_like(q, dtype=codes.dtype).copy_(codes)
     mask = torch.empty_like(q, dtype=torch.bool).copy_(~(z <= 0))
     return codes, _packed(codes, next_bits), _saved_form(k, bits, saved_bits), _packed(mask, MASK_BITS)
 
 
-def _norm_relu_tokens_fake(q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, r, next_bits, next_signed, top):
+def _norm_relu_tokens_fake(
+    q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, r, next_bits, next_signed, top, half=False
+):
     codes, packed, saved, mask = _norm_relu_codes_fake(
         q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, r, next_bits, next_signed
     )
@@ -149,18 +166,32 @@ def _norm_relu_tokens_fake(q, total, factor, n, bits, q_gamma, scale, beta, save
 
 
 @op(
-    f"({_NORM}, Tensor r, int next_bits, bool next_signed, int top) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"({_NORM}, Tensor r, int next_bits, bool next_signed, int top, bool half=False)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _norm_relu_tokens_fake,
 )
 def norm_relu_tokens(
-    q, total, factor, n: int, bits: int, q_gamma, scale, beta, saved_bits: int, r, next_bits: int, next_signed, top: int
+    q,
+    total,
+    factor,
+    n: int,
+    bits: int,
+    q_gamma,
+    scale,
+    beta,
+    saved_bits: int,
+    r,
+    next_bits,
+    next_signed,
+    top,
+    half=False,
 ):
     """(codes, packed codes, places, saved, mask): quantize_tokens(ReLU(y), r, nearest) and pack_tokens of these codes.
 
-    y, k, saved and mask as above; r: one number, the range of ReLU(y)
+    y, k, saved, mask and half as above; r: one number, the range of ReLU(y)
     """
     y, k = _reference("norm_apply", q, total, factor, n, bits, q_gamma, scale, beta)
-    z = torch.empty_like(q, dtype=torch.float32).copy_(torch.relu(y))
+    z = torch.empty_like(q, dtype=float_dtype(half)).copy_(torch.relu(kept(y, half)))
     codes = _reference("quantize_tokens", z, r, None, None, next_bits, next_signed, top)
     packed, places = _reference("pack_tokens", codes, next_bits, top)
     return codes, packed, places, _saved_form(k, bits, saved_bits), _packed(~(z <= 0), MASK_BITS)
@@ -217,34 +248,41 @@ def norm_grad_sums(q_g: Tensor, saved: Tensor, saved_bits: int) -> tuple[Tensor,
 _NORM_GRAD = "Tensor q_g, Tensor saved, int saved_bits, Tensor q_gamma, Tensor a, Tensor u, Tensor v, Tensor t"
 
 
-def _norm_gradient(q_g, saved, saved_bits, *operands) -> Tensor:
-    return _reference("norm_grad_apply", q_g, _unpacked(saved, saved_bits, q_g), *operands, False)
+def _norm_gradient(q_g, saved, saved_bits, *operands, half: bool) -> Tensor:
+    return kept(_reference("norm_grad_apply", q_g, _unpacked(saved, saved_bits, q_g), *operands, False), half)
 
 
 @op(
-    f"({_NORM_GRAD}) -> Tensor",
+    f"({_NORM_GRAD}, bool half=False) -> Tensor",
     lambda q_g, *_: q_g.new_empty([len(q_g), *[1] * (q_g.ndim - 1)], dtype=torch.float32),
 )
-def norm_grad_amax(q_g, saved, saved_bits: int, q_gamma, a, u, v, t) -> Tensor:
-    """amax(dx, 0), the range of each sample, of dx = norm_grad_apply(q_g, k, q_gamma, a, u, v, t), L1."""
-    return _reference("amax", _norm_gradient(q_g, saved, saved_bits, q_gamma, a, u, v, t), 0)
+def norm_grad_amax(q_g, saved, saved_bits: int, q_gamma, a, u, v, t, half: bool = False) -> Tensor:
+    """amax(dx, 0), the range of each sample, of dx = norm_grad_apply(q_g, k, q_gamma, a, u, v, t), L1.
+
+    half  dx is rounded to bfloat16
+    """
+    return _reference("amax", _norm_gradient(q_g, saved, saved_bits, q_gamma, a, u, v, t, half=half), 0)
 
 
 @op(
-    f"({_NORM_GRAD}, Tensor r, Tensor? shift, Tensor? stream, int bits) -> Tensor",
+    f"({_NORM_GRAD}, Tensor r, Tensor? shift, Tensor? stream, int bits, bool half=False) -> Tensor",
     lambda q_g, *_: torch.empty_like(q_g),
 )
-def norm_grad_codes(q_g, saved, saved_bits: int, q_gamma, a, u, v, t, r, shift, stream, bits: int) -> Tensor:
+def norm_grad_codes(
+    q_g, saved, saved_bits: int, q_gamma, a, u, v, t, r, shift, stream, bits: int, half: bool = False
+) -> Tensor:
     """quantize(dx, r, shift, stream, bits, signed) of the same dx; shift: along axis 0, or along axis 1."""
-    dx = _norm_gradient(q_g, saved, saved_bits, q_gamma, a, u, v, t)
+    dx = _norm_gradient(q_g, saved, saved_bits, q_gamma, a, u, v, t, half=half)
     return _reference("quantize", dx, r, shift, stream, bits, True)
 
 
 @op(
-    f"({_NORM_GRAD}, Tensor r, Tensor? stream, int bits, int top) -> Tensor",
+    f"({_NORM_GRAD}, Tensor r, Tensor? stream, int bits, int top, bool half=False) -> Tensor",
     lambda q_g, *_: torch.empty_like(q_g),
 )
-def norm_grad_tokens(q_g, saved, saved_bits: int, q_gamma, a, u, v, t, r, stream, bits: int, top: int) -> Tensor:
+def norm_grad_tokens(
+    q_g, saved, saved_bits: int, q_gamma, a, u, v, t, r, stream, bits: int, top: int, half: bool = False
+) -> Tensor:
     """quantize_tokens(dx, r, stream, bits, signed, top) of the same dx."""
-    dx = _norm_gradient(q_g, saved, saved_bits, q_gamma, a, u, v, t)
+    dx = _norm_gradient(q_g, saved, saved_bits, q_gamma, a, u, v, t, half=half)
     return _reference("quantize_tokens", dx, r, None, stream, bits, True, top)

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import numerics
 from ..numerics import IntFormat
 from .dispatch import op, registered
+from .exact import is_half
 from .norm import count
 
 
@@ -58,12 +59,12 @@ def _norm_fake(y, r_k, gamma, beta, whole, input_bits, bits, saved_bits, weight_
 def chain_norm(y, r_k, gamma, beta, whole: bool, input_bits: int, bits: int, saved_bits: int, weight_bits, eps: float):
     """(q, total, factor, q_gamma, s_gamma, scale, saved scale, mu, D, r) of an L1 batch norm of y.
 
-    y      float32, dense; r_k: amax(y, 1)
+    y      float32 or bfloat16, dense; r_k: amax(y, 1)
     gamma  and beta: float32, one number for each channel, or None. gamma is quantized by its own maximum; None: the
            code 1 with scale 1
     whole  is y quantized with one range?
     q, total, factor, q_gamma, scale   operands of norm_apply, norm_relu and norm_relu_codes
-    r      max ReLU(norm(y)) of each channel
+    r      max ReLU(norm(y)) of each channel, in the type of y
     = quantize(y), norm_stats, norm_constants, absmax_codes(gamma), norm_relu_range
     """
     r, dims = _range(r_k, whole), _rest(y)
@@ -77,7 +78,7 @@ def chain_norm(y, r_k, gamma, beta, whole: bool, input_bits: int, bits: int, sav
     )
     saved_scale, scale = scale * float(1 << max(bits - saved_bits, 0)), scale * s_gamma
     beta = torch.zeros_like(one) if beta is None else beta
-    r = _reference("norm_relu_range", least, greatest, total, factor, n, bits, q_gamma, scale, beta)
+    r = _reference("norm_relu_range", least, greatest, total, factor, n, bits, q_gamma, scale, beta, is_half(y))
     return q, total, factor, q_gamma.contiguous(), s_gamma, scale, saved_scale, mu, d, r
 
 
@@ -101,21 +102,21 @@ def chain_norm_grad(
     whole            is g quantized with one range?
     saved, s_k       xhat, packed, and its scale; q_gamma, s_gamma, d: of the norm, forward
     q_g, a, u, v, t  operands of norm_grad_codes
-    r                max |dx| of each channel
+    r                max |dx| of each channel, in the type of g
     = relu_grad, relu_grad_quantize, norm_grad_sums, norm_grad_constants, norm_grad_range
     """
     r_k, h = _reference("relu_grad", g, mask, keep)
     r = _range(r_k, whole)
     s = numerics.step(r, IntFormat(bits))
     q_g = _reference("relu_grad_quantize", g, mask, r, stream, bits)
-    return q_g, h, *sums_of_gradient(registered, q_g, s, saved, saved_bits, s_k, q_gamma, s_gamma, d)
+    return q_g, h, *sums_of_gradient(registered, q_g, s, saved, saved_bits, s_k, q_gamma, s_gamma, d, is_half(g))
 
 
-def sums_of_gradient(ops: Mapping[str, Callable], q_g, s, saved, saved_bits: int, s_k, q_gamma, s_gamma, d):
+def sums_of_gradient(ops: Mapping[str, Callable], q_g, s, saved, saved_bits: int, s_k, q_gamma, s_gamma, d, half: bool):
     """(a, u, v, t, r, dgamma, dbeta) of chain_norm_grad, of codes q_g with the scale s, by these ops."""
     (sum_g, sum_gk, sum_t), low, high = ops["norm_grad_sums"](q_g, saved, saved_bits)
     weight, n = q_gamma.to(torch.int64), count(q_g.shape, _rest(q_g))
     sums = (weight * sum_g, weight * sum_gk, sum_t)
     constants = ops["norm_grad_constants"](s, s_k, s_gamma, d, *sums, n, True, False)
-    r = ops["norm_grad_range"](low, high, q_gamma, *constants)
+    r = ops["norm_grad_range"](low, high, q_gamma, *constants, half)
     return *constants, r, sum_gk.float() * (s * s_k), sum_g.float() * s

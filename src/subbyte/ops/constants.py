@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import numerics
 from ..numerics import RANGE_FLOOR, IntFormat
 from .dispatch import op, registered
+from .exact import kept
 
 L1_FACTOR = math.sqrt(math.pi / 2)
 """c: the ratio of a Gaussian's standard deviation to its mean absolute deviation."""
@@ -85,30 +86,36 @@ def norm_grad_constants(s_g, s_k, s_gamma, d, sum_h, sum_hk, sum_t, n: int, cent
 
 @op(
     "(Tensor least, Tensor greatest, Tensor total, Tensor factor, int n, int bits, Tensor q_gamma, Tensor scale,"
-    " Tensor beta) -> Tensor",
+    " Tensor beta, bool half=False) -> Tensor",
     lambda least, *_: least.new_empty(least.shape, dtype=torch.float32),
 )
-def norm_relu_range(least, greatest, total, factor, n: int, bits: int, q_gamma, scale, beta) -> Tensor:
-    """max ReLU(y) of each channel (axis 1), y of norm_apply: at an extreme code, since y is monotone in them."""
+def norm_relu_range(
+    least, greatest, total, factor, n: int, bits: int, q_gamma, scale, beta, half: bool = False
+) -> Tensor:
+    """max ReLU(y) of each channel (axis 1), y of norm_apply: at an extreme code, since y is monotone in them.
+
+    half  y is rounded to bfloat16
+    """
     ends = torch.cat((least, greatest)).to(torch.int8)
     y, _ = registered["norm_apply"](ends, total, factor, n, bits, q_gamma, scale, beta)
-    return registered["amax"](torch.relu(y), 1)
+    return registered["amax"](torch.relu(kept(y, half)), 1)
 
 
 @op(
-    "(Tensor low, Tensor high, Tensor q_gamma, Tensor a, Tensor u, Tensor v, Tensor t) -> Tensor",
+    "(Tensor low, Tensor high, Tensor q_gamma, Tensor a, Tensor u, Tensor v, Tensor t, bool half=False) -> Tensor",
     lambda low, *_: low.new_empty(low.shape[1:], dtype=torch.float32),
 )
-def norm_grad_range(low, high, q_gamma, a, u, v, t) -> Tensor:
+def norm_grad_range(low, high, q_gamma, a, u, v, t, half: bool = False) -> Tensor:
     """max |dx| of each channel (axis 1), dx of norm_grad_apply (L1), from the extremes that norm_grad_sums gives.
 
     dx = a (float(q_gamma g) - (u + v (s - t))) is monotone in g where the sign s of xhat is the same.
+    half: dx is rounded to bfloat16.
     """
     ends = torch.cat((low, high)).flatten(0, 1)
     there = torch.cat((low <= high, low <= high)).flatten(0, 1)
     signs = torch.tensor([-1, 0, 1] * 2, dtype=torch.int8, device=ends.device).view(-1, *[1] * (ends.ndim - 1))
     codes, signs = ends.clamp(-127, 127).to(torch.int8), signs.expand_as(ends).contiguous()
-    dx = registered["norm_grad_apply"](codes, signs, q_gamma, a, u, v, t, False)
+    dx = kept(registered["norm_grad_apply"](codes, signs, q_gamma, a, u, v, t, False), half)
     return registered["amax"](torch.where(there, dx, torch.zeros_like(dx)), 1)
 
 
