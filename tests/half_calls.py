@@ -50,16 +50,17 @@ WRITES = (
 )
 """Ops that make floats of codes."""
 
-_CHANGES: dict[str, Callable[[tuple], tuple]] = {
+CHANGES: dict[str, Callable[[tuple], tuple]] = {
     **dict.fromkeys(READS, _first),
     **dict.fromkeys((*WRITES, *ROUNDS), _result),
     **dict.fromkeys(("linear_forward", "linear_backward"), lambda args: _result(_first(args))),
     "scaled_conv2d_grad_input_plus": _plus,
     "norm_relu": _relu,
 }
+"""op -> what makes the arguments of a call in float32 those of one in bfloat16."""
 
 HALF_CALLS: dict[str, Callable[[int], list[tuple]]] = {
     name: lambda big, name=name, change=change: [change(args) for args in CALLS[name](big)]
-    for name, change in _CHANGES.items()
+    for name, change in CHANGES.items()
 }
 """op -> its argument lists, as CALLS has them."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fuzz.draw import Draw
+from half_calls import CHANGES
 from op_calls import CALLS, packed
 from subbyte import ops
 from subbyte.numerics import IntFormat
@@ -235,9 +236,10 @@ GENERATORS["scaled_conv2d_amax"] = scaled_conv2d
 
 
 def arguments(op: str, d: Draw) -> tuple:
-    """Arguments of `op` for this draw."""
+    """Arguments of `op` for this draw, in bfloat16 now and then where it takes that."""
+    change = CHANGES[op] if op in CHANGES and d.chance(0.3) else tuple
     if op in GENERATORS:
-        return GENERATORS[op](d)
-    call = d.of(CALLS[op](d.between(1, 6)))
+        return change(GENERATORS[op](d))
+    call = change(d.of(CALLS[op](d.between(1, 6))))
     move = d.of((d.offset, d.offset, d.laid_out))  # most kernels want operands that lie alike
     return tuple(move(a) if isinstance(a, Tensor) and d.chance(0.5) else a for a in call)
