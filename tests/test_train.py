@@ -14,7 +14,9 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+import subbyte as sb
 from subbyte.scheme import Scheme
 from subbyte.train import (
     Checkpoint,
@@ -90,6 +92,29 @@ def test_frozen_norms_keep_their_statistics_while_weights_go_on(tmp_path, scheme
     assert all(not torch.equal(before[k], after[k]) for k in weights)
 
 
+@pytest.mark.parametrize("scheme", ["float", "int4"])
+def test_autocast_decides_what_passes_between_layers(tmp_path, scheme, monkeypatch):
+    """In steps alone: their logits are bfloat16, those of the evaluation and the report float32, as the Parameters."""
+    seen = []
+    cls = sb.nn.Linear if scheme == "int4" else nn.Linear
+    original = cls.forward
+
+    def forward(self, x):
+        y = original(self, x)
+        seen.append((self.training, y.dtype))
+        return y
+
+    monkeypatch.setattr(cls, "forward", forward)
+    outcome = train(digits(scheme, epochs=1, autocast="bfloat16"), tmp_path, console=quiet())
+    assert outcome.finished
+    assert set(seen[: outcome.step]) == {(True, torch.bfloat16)}
+    assert set(seen[outcome.step :]) == {(False, torch.float32), (True, torch.float32)}
+    saved = load_file(tmp_path / "last.safetensors")
+    assert {t.dtype for name, t in saved.items() if name.startswith("model/") and t.is_floating_point()} == {
+        torch.float32
+    }
+
+
 def test_another_seed_gives_other_weights(tmp_path, finished):
     train(digits(seed=1, epochs=1), tmp_path / "other", console=quiet())
     a, b = (load_file(path / "last.safetensors") for path in (tmp_path / "other", finished))
@@ -97,16 +122,16 @@ def test_another_seed_gives_other_weights(tmp_path, finished):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "optimizer"),
+    ("scheme", "optimizer", "more"),
     [
-        *(("float", "adamw"), ("int4", "sgd"), ("int4", "adamw8bit"), ("int4", "adamw4bit")),
-        ("int4-integer-only", "integer-sgd"),
+        *(("float", "adamw", {}), ("int4", "sgd", {}), ("int4", "adamw8bit", {}), ("int4", "adamw4bit", {})),
+        *(("int4-integer-only", "integer-sgd", {}), ("int4", "sgd", {"autocast": "bfloat16"})),
     ],
 )
-def test_kill_in_the_middle_of_an_epoch_then_resume_equals_undisturbed(tmp_path, scheme, optimizer):
+def test_kill_in_the_middle_of_an_epoch_then_resume_equals_undisturbed(tmp_path, scheme, optimizer, more):
     if library := {"adamw8bit": "bitsandbytes", "adamw4bit": "torchao"}.get(optimizer):
         pytest.importorskip(library, reason="pip install 'subbyte[optim]'")
-    settings = {"optimizer": optimizer, "batch_size": 64, "log_every": 4}
+    settings = {"optimizer": optimizer, "batch_size": 64, "log_every": 4, **more}
     command = [sys.executable, "-m", "subbyte.cli", "train", "--scheme", scheme, "--epochs", "2", "--threads", "1"]
     command += [flag for name, value in settings.items() for flag in ("--" + name.replace("_", "-"), str(value))]
 

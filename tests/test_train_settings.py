@@ -27,7 +27,7 @@ from subbyte.train.stop import parse_seconds
 
 def digits(**settings) -> Config:
     """Settings of two epochs in float."""
-    return Config.for_task("digits", scheme=Scheme.from_name("float").to_dict(), **{"epochs": 2, **settings})
+    return Config.for_task("digits", **{"epochs": 2, "scheme": Scheme.from_name("float").to_dict(), **settings})
 
 
 # The optimizer
@@ -172,6 +172,8 @@ def test_config_refuses_another_version_and_unknown_settings():
         ({"schedule": "constant", "warmup_epochs": 1}, "no warm-up"),
         ({"optimizer": "adamw", "nesterov": True}, "nesterov belongs to sgd"),
         ({"image_size": 64}, "image_size is for imagefolder"),
+        ({"autocast": "bf16"}, "unknown autocast 'bf16'"),
+        ({"autocast": "bfloat16", "scheme": {"integer_only": True}}, "an integer-only network has none"),
     ],
 )
 def test_config_refuses_bad_settings(settings, message):

@@ -49,6 +49,9 @@ def command(
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels a side; imagefolder only.")] = None,
     label_smoothing: Annotated[float | None, typer.Option(help="In [0, 1).")] = None,
+    autocast: Annotated[
+        str | None, typer.Option(help="bfloat16: floats between layers, in training [float32].")
+    ] = None,
     log_every: Annotated[int | None, typer.Option(help="Steps between rows of metrics.jsonl.")] = None,
     device: DeviceOption = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: torch's choice.")] = None,
@@ -94,6 +97,7 @@ def command(
         augment=augment,
         image_size=image_size,
         label_smoothing=label_smoothing,
+        autocast=autocast,
         log_every=log_every,
         device=device,
         threads=threads,

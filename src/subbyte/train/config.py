@@ -19,6 +19,7 @@ from subbyte.wording import unknown
 
 CONFIG_VERSION = 1
 OPTIMIZERS = ("sgd", "integer-sgd", "adamw", "adamw8bit", "adamw4bit")  # the last two: their state in 8 and 4 bits
+AUTOCAST = ("bfloat16",)
 SCHEDULES = ("cosine", "onecycle", "constant")
 DEFAULT_TASK = "digits"
 DEFAULT_SCHEME = "int4"
@@ -49,7 +50,8 @@ class Config:
     momentum or AdamW's beta1. optimizer integer-sgd is optim.IntegerSGD, the default of an integer-only scheme: it
     takes lr and weight_decay to the nearest power of two. weight_decay acts on parameters with two or more axes: not on
     biases or norm layers. In the last freeze_norms_epochs (a fraction is allowed) batch norms go by their running
-    statistics and leave them as they are: the weights settle on what evaluation will see. scheme is
+    statistics and leave them as they are: the weights settle on what evaluation will see. autocast bfloat16 is
+    torch.autocast in training: floats between layers then have that type; evaluation and report stay float32. scheme is
     `Scheme.to_dict()`. stem is a ResNet's (None: by the image size), augment the augmentation's name (None: the
     data set's own), image_size the pixels a side of an imagefolder (None: 224). device is a torch device, threads
     the CPU threads of torch (0: torch's own choice, replaced by the number when the run begins). A metrics row is
@@ -76,6 +78,7 @@ class Config:
     warmup_epochs: float = 0.0
     freeze_norms_epochs: float = 0.0
     label_smoothing: float = 0.0
+    autocast: str | None = None
     seed: int = 0
     device: str = "cpu"
     threads: int = 0
@@ -102,6 +105,11 @@ class Config:
             f"weight_decay is {self.weight_decay}; it must be a finite number of at least 0",
         )
         need(0 <= self.label_smoothing < 1, f"label_smoothing is {self.label_smoothing}; it must lie in [0, 1)")
+        need(self.autocast in (None, *AUTOCAST), unknown("autocast", str(self.autocast), AUTOCAST))
+        need(
+            self.autocast is None or not self.scheme.get("integer_only"),
+            "autocast sets the type of floats between layers, and an integer-only network has none",
+        )
         need(self.threads >= 0, f"threads is {self.threads}; it must be at least 1, or 0 for torch's own choice")
         need(0 <= self.seed < 2**63, f"seed is {self.seed}; it must lie in [0, 2**63)")
         need(

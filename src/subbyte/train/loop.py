@@ -6,6 +6,7 @@ from torch's generators, whose state is saved; saving, evaluating, logging and p
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -243,7 +244,8 @@ class Run:
     def _step(self, x: Tensor, y: Tensor) -> None:
         config, progress = self.config, self.progress
         # The channels of a pixel lie together: what the kernels of convolutions and norms want, and torch's own too.
-        logits = self.model(as_input(x))
+        with self._autocast():
+            logits = self.model(as_input(x)).float()
         loss = F.cross_entropy(logits, y, label_smoothing=config.label_smoothing)
         loss_value = loss.item()
         if not math.isfinite(loss_value):
@@ -272,6 +274,10 @@ class Run:
             progress.loss_sum / progress.images,
             progress.correct / progress.images,
         )
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        dtype = self.config.autocast
+        return torch.autocast(self.device.type, getattr(torch, dtype)) if dtype else contextlib.nullcontext()
 
     def _checkpoint_due(self) -> bool:
         if self.checkpoint_every is not None:
