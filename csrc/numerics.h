@@ -18,7 +18,7 @@ constexpr float kRangeFloor = 0x1p-80f;     // RANGE_FLOOR
 inline void put(float* p, float v) { *p = v; }
 inline u32 rounded_half(u32 bits) {
     const bool number = (bits & 0x7FFFFFFF) <= 0x7F800000;
-    return number ? bits + 0x7FFF + ((bits >> 16) & 1) : bits;  // its upper half
+    return number ? bits + 0x7FFF + ((bits >> 16) & 1) : kHalfNan;  // its upper half
 }
 inline void put(Bf16* p, float v) {
     u32 bits;

@@ -27,6 +27,8 @@ struct Bf16 {
     u16 bits;
 };
 
+constexpr u32 kHalfNan = 0x7FC00000;  // what every NaN becomes
+
 // A tensor of floats, float32 or bfloat16: T is char, or const char where it is read. visit(f) calls f with the pointer.
 template <class T>
 struct FloatTensor {

@@ -21,7 +21,7 @@ from products_for_tests import (
     exponents,
     operand,
     same,
-    same_with_range,
+    same_in_each_form,
 )
 from subbyte import ops
 from subbyte.backends import _native, cpu
@@ -72,11 +72,11 @@ def all_three(isa, n, c, o, size, kernel, stride=(1, 1), padding=(0, 0), dilatio
     inner = c // groups
     ex = exponents(c, most, (1, c, 1, 1)) if most and inner > 1 else None
     ew = exponents(inner, most, (1, inner, 1, 1)) if most and inner > 1 else None
-    y = same_with_range(isa, kind, CONV_OPS[0], *operand(x, fx, ex, most), *operand(w, fw, ew, most),
+    y = same_in_each_form(isa, kind, CONV_OPS[0], *operand(x, fx, ex, most), *operand(w, fw, ew, most),
                         torch.rand(1, o, 1, 1), torch.randn(o), *window)  # fmt: skip
     eg = exponents(o, most, (1, o, 1, 1)) if most and o // groups > 1 else None
     eo = exponents(o, most, (o, 1, 1, 1)) if most and o // groups > 1 else None
-    dx = same_with_range(isa, kind + "_grad_input", CONV_OPS[1], *operand(g, fg, eg, most), *operand(w, fw, eo, most),
+    dx = same_in_each_form(isa, kind + "_grad_input", CONV_OPS[1], *operand(g, fg, eg, most), *operand(w, fw, eo, most),
                          torch.rand(n, c, 1, 1), list(x.shape), *window)  # fmt: skip
     en = exponents(n, most, (n, 1, 1, 1)) if most and n > 1 else None
     same(isa, kind + "_grad_weight", CONV_OPS[2], *operand(g, fg, en, most), *operand(x, fx, en, most),
@@ -144,7 +144,7 @@ def test_pixels_that_a_stride_skips(isa, value):
         scale = torch.rand(shape)
         scale.flatten()[-1] = value
         args = (*operand(g, S4), *operand(w, S4), scale, [2, 24, 10, 8], [2, 2], [0, 0], [1, 1], 1)
-        same_with_range(isa, "conv2d_grad_input", CONV_OPS[1], *args)
+        same_in_each_form(isa, "conv2d_grad_input", CONV_OPS[1], *args)
 
 
 @pytest.mark.parametrize("case", [(5, 3, 1, 1), (40, 36, 1, 1), (6, 12, 3, 2), (8, 8, 8, 1), (4, 4, 2, 1)], ids=str)
@@ -237,16 +237,16 @@ def test_convolutions_of_few_bits(isa, case):
             # What all shifts have in common is no part of the difference.
             along_c, along_o = ((e, spread + 2), (f, spread + 2)) if spread else ((), ())
             for weight in (w, wide):
-                same_with_range(isa, kind(c), CONV_OPS[0], *operand(x, fmt, *along_c),
+                same_in_each_form(isa, kind(c), CONV_OPS[0], *operand(x, fmt, *along_c),
                                 *operand(weight, fmt_w), torch.rand(1, o, 1, 1), torch.randn(o), *window)  # fmt: skip
-                same_with_range(isa, kind(o) + "_grad_input", CONV_OPS[1], *operand(g, fmt, *along_o),
+                same_in_each_form(isa, kind(o) + "_grad_input", CONV_OPS[1], *operand(g, fmt, *along_o),
                                 *operand(weight, fmt_w), torch.rand(1, c, 1, 1), list(x.shape), *window)  # fmt: skip
 
 
 def test_a_scale_for_each_image_is_not_winograds(isa):
     x, w = layout(codes((40, 64, 8, 8), S4), "channels_last"), codes((64, 64, 3, 3), S4)
     args = (torch.rand(40, 64, 1, 1), None, [1, 1], [1, 1], [1, 1], 1)
-    same_with_range(isa, "conv2d", CONV_OPS[0], *operand(x, S4), *operand(w, S4), *args)
+    same_in_each_form(isa, "conv2d", CONV_OPS[0], *operand(x, S4), *operand(w, S4), *args)
 
 
 def test_grad_weight_around_the_int32_bound(isa):
@@ -277,9 +277,9 @@ def test_outputs_that_go_past_the_caches(isa, threads, channels):
         assert 4 * g.numel() > past
         winograd = kernel == 3 and isa in ("avx512vnni", "avxvnni", "neondot")
         kind, window = "conv2d" + "_winograd" * winograd, ([1, 1], [padding] * 2, [1, 1], 1)
-        same_with_range(isa, kind, CONV_OPS[0], *operand(x, S4), *operand(w, S4),
+        same_in_each_form(isa, kind, CONV_OPS[0], *operand(x, S4), *operand(w, S4),
                         torch.rand(1, channels, 1, 1), torch.randn(channels), *window)  # fmt: skip
-        same_with_range(isa, kind + "_grad_input", CONV_OPS[1], *operand(x, S4), *operand(turned, S4),
+        same_in_each_form(isa, kind + "_grad_input", CONV_OPS[1], *operand(x, S4), *operand(turned, S4),
                         torch.rand(1, channels, 1, 1), list(g.shape), *window)  # fmt: skip
     shape = [256, 4 * channels + channels % 16, 3, 3]
     g, x = (layout(codes((1, n, 5, 5), f), "channels_last") for n, f in ((shape[0], S4), (shape[1], U4)))
@@ -299,9 +299,9 @@ def test_convolutions_on_threads(isa, threads):
 def test_convolution_of_no_images(isa):
     x, w = operand(codes((0, 3, 8, 8), S8), S8), operand(codes((4, 3, 3, 3), S8), S8)
     one, window = torch.ones(1, 1, 1, 1), ([1, 1], [1, 1], [1, 1], 1)
-    same_with_range(isa, "conv2d", CONV_OPS[0], *x, *w, one, None, *window)
+    same_in_each_form(isa, "conv2d", CONV_OPS[0], *x, *w, one, None, *window)
     g = operand(codes((0, 4, 8, 8), S4), S4)
-    same_with_range(isa, "conv2d_grad_input", CONV_OPS[1], *g, *w, one, [0, 3, 8, 8], *window)
+    same_in_each_form(isa, "conv2d_grad_input", CONV_OPS[1], *g, *w, one, [0, 3, 8, 8], *window)
     x4 = operand(codes((0, 3, 8, 8), S4), S4)
     dw = same(isa, "conv2d_grad_weight", CONV_OPS[2], *g, *x4, one, [4, 3, 3, 3], *window)
     assert torch.equal(dw, torch.zeros(4, 3, 3, 3))
@@ -317,7 +317,7 @@ def test_nan_scales_surface(isa):
     bias[7] = 0
     for how in ("contiguous", "channels_last"):
         args = (layout(x[0], how), *x[1:], *w, scale, bias, [1, 1], [1, 1], [1, 1], 1)
-        y = same_with_range(isa, "conv2d", CONV_OPS[0], *args)
+        y = same_in_each_form(isa, "conv2d", CONV_OPS[0], *args)
         assert torch.equal(y.isnan().any(-1).any(-1), scale.isnan()[..., 0, 0])
         with ops.use_backend("cpu"):
             ranges = torch.ops.subbyte.scaled_conv2d_amax(*args)[1].flatten()
