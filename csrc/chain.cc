@@ -51,8 +51,8 @@ void packed_tiles(const Strips& strips, i64 n, int saved_bits, u8* saved, u8* ma
 SB_EXPORT const char* sb_norm_relu(
     const sb::i8* q, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::i64* total, sb::i64 totals,
     const float* factor, sb::i64 factors, const sb::i8* gamma, sb::i64 gammas, const float* scale, sb::i64 scales,
-    const float* beta, sb::i64 betas, sb::i64 count, int bits, int saved_bits, const void* other, void* z, int half, float* r,
-    sb::u8* saved, sb::u8* masks, int threads) {
+    const float* beta, sb::i64 betas, sb::i64 count, int bits, int saved_bits, const void* other, void* z, int half,
+    float* r, sb::u8* saved, sb::u8* masks, int threads) {
     using namespace sb;
     if (!fits_in_32_bits(count, total, totals)) return nullptr;
     const auto kernel = relu_op.best();

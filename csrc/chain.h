@@ -54,7 +54,8 @@ struct TokenSteps {
 // half: floats that are not written are rounded to bfloat16 all the same, as if they were.
 // inv and top: a code is x inv, rounded to 2^16 and clamped to +-top (or to 0 .. top); r: its random bits, or nullptr.
 struct ChainKernels {
-    // z = y + other (of z's type), through ReLU if a mask is wanted; m: 16 numbers, the maxima of the bits of |z| of each lane
+    // z = y + other (of z's type), through ReLU if a mask is wanted; m: 16 numbers, the maxima of the bits of |z| of
+    // each lane
     void (*norm_relu)(
         const i8* q, const NormOperands& v, i64 slot, Floats other, i64 rows, i64 columns, FloatsOut z, i8* k, u8* mask,
         i32* m);

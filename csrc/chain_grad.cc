@@ -52,8 +52,8 @@ void by_sample(i64 begin, i64 end, i64 length, const Part& part) {
 }  // namespace
 }  // namespace sb
 
-// data: outer * channels * inner floats (half: bfloat16); mask: a bit each, or nullptr -> r[channels], and h, of the same
-// type, unless it is nullptr.
+// data: outer * channels * inner floats (half: bfloat16); mask: a bit each, or nullptr -> r[channels], and h, of the
+// same type, unless it is nullptr.
 SB_EXPORT const char* sb_relu_grad(
     const void* data, int half, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* mask, float* r, void* h,
     int threads) {
@@ -83,7 +83,8 @@ SB_EXPORT const char* sb_relu_grad(
     return kernel.name;
 }
 
-// data += h of relu_grad, for n floats (half: bfloat16). Part of a product's op (scaled_conv2d_grad_input_plus): it has no name of its own.
+// data += h of relu_grad, for n floats (half: bfloat16). Part of a product's op (scaled_conv2d_grad_input_plus): it has
+// no name of its own.
 SB_EXPORT const char* sb_relu_grad_add(
     void* data, const void* gradient, int half, const sb::u8* mask, sb::i64 n, int threads) {
     using namespace sb;
@@ -104,7 +105,8 @@ SB_EXPORT const char* sb_relu_grad_add(
     return kernel.name;
 }
 
-// data: as in sb_relu_grad. r: one number or one for each channel; batch, channels, pixels: the order of draw.h; top: the largest code.
+// data: as in sb_relu_grad. r: one number or one for each channel; batch, channels, pixels: the order of draw.h; top:
+// the largest code.
 SB_EXPORT const char* sb_relu_grad_quantize(
     const void* data, int half, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* mask, const float* r,
     sb::i64 ranges, const sb::i64* stream, sb::i64 order_batch, sb::i64 order_channels, sb::i64 order_pixels, int top,
@@ -173,7 +175,8 @@ SB_EXPORT const char* sb_norm_grad_sums(
     return kernel.name;
 }
 
-// r[sample] = max |dx| of the norm (half: rounded to bfloat16, as in sb_norm_grad_codes), for each of `samples` runs of the tensor. Operands as in sb_norm_grad_codes.
+// r[sample] = max |dx| of the norm (half: rounded to bfloat16), for each of `samples` runs of the tensor. Operands as in
+// sb_norm_grad_codes.
 SB_EXPORT const char* sb_norm_grad_amax(
     const sb::i8* g, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* saved, int saved_bits,
     const sb::i8* gamma, sb::i64 gammas, const float* a, sb::i64 as, const float* u, sb::i64 us, const float* v,

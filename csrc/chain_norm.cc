@@ -28,9 +28,9 @@ std::vector<float> ranges(const float* r_k, i64 channels, bool whole) {
 }  // namespace
 }  // namespace sb
 
-// y: outer * channels * inner floats (half: bfloat16, to which all floats are rounded), r_k: the range of each channel. gamma, beta: one number for each or one for all,
-// or nullptr. whole: y is quantized with one range. Results: q as y; q_gamma as gamma; s_gamma one number, all others
-// one for each channel.
+// y: outer * channels * inner floats, r_k: the range of each channel. half: they are bfloat16, and so is what the norm
+// gives. gamma, beta: one number for each or one for all, or nullptr. whole: y is quantized with one range. Results: q
+// as y; q_gamma as gamma; s_gamma one number, all others one for each channel.
 SB_EXPORT const char* sb_chain_norm(
     const void* y, int half, sb::i64 outer, sb::i64 channels, sb::i64 inner, const float* r_k, const float* gamma,
     sb::i64 gammas, const float* beta, sb::i64 betas, int whole, int input_bits, int bits, int saved_bits,
@@ -42,8 +42,8 @@ SB_EXPORT const char* sb_chain_norm(
     const std::vector<float> r = ranges(r_k, channels, whole);
     const std::vector<float> s = steps(r.data(), static_cast<i64>(r.size()), input_bits);
     sb_quantize(
-        y, half, n, r.data(), static_cast<i64>(r.size()), whole ? n : inner, nullptr, 1, 1, nullptr, 1, n, 1, -top, top, q,
-        threads);
+        y, half, n, r.data(), static_cast<i64>(r.size()), whole ? n : inner, nullptr, 1, 1, nullptr, 1, n, 1, -top, top,
+        q, threads);
     const auto c = static_cast<size_t>(channels);
     std::vector<i64> spread(c), least(c), greatest(c);
     sb_norm_stats(
@@ -61,8 +61,8 @@ SB_EXPORT const char* sb_chain_norm(
     return norm_op.best().name;
 }
 
-// g: outer * channels * inner floats (half: bfloat16, h too); mask: a bit each, or nullptr; order: draw.h. h: g where the mask passes, wanted
-// unless nullptr. Results: q_g as g, all others one number for each channel.
+// g: outer * channels * inner floats (half: bfloat16, as h and dx are then); mask: a bit each, or nullptr; order:
+// draw.h. h: g where the mask passes, wanted unless nullptr. Results: q_g as g, all others one number for each channel.
 SB_EXPORT const char* sb_chain_norm_grad(
     const void* g, int half, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::u8* mask, const sb::i64* stream,
     sb::i64 order_batch, sb::i64 order_channels, sb::i64 order_pixels, int whole, int bits, const sb::u8* saved,

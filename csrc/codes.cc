@@ -8,8 +8,8 @@
 // x: n dense floats (half: bfloat16) -> codes in the same memory order, and their scale.
 //   stream, order   as sb_quantize takes them
 SB_EXPORT const char* sb_absmax_codes(
-    const void* x, int half, sb::i64 n, float clip, const sb::i64* stream, sb::i64 batch, sb::i64 channels, sb::i64 pixels,
-    int low, int high, void* codes, float* scale, int threads) {
+    const void* x, int half, sb::i64 n, float clip, const sb::i64* stream, sb::i64 batch, sb::i64 channels,
+    sb::i64 pixels, int low, int high, void* codes, float* scale, int threads) {
     using namespace sb;
     float r = 0.0f;
     if (n) sb_amax(x, half, 1, 1, n, &r, threads);

@@ -106,7 +106,8 @@ std::vector<int> Window::left(const ConvCall& c, i64 group) const {
 }
 
 ChannelMaxima::ChannelMaxima(const ConvCall& call, i64 slots, int threads)
-    : ranges_(reinterpret_cast<float*>(call.amax)), half_(call.half != 0), stride_(round_up<i64>(slots, 16)) {  // a cache line each
+    : ranges_(reinterpret_cast<float*>(call.amax)), half_(call.half != 0),
+      stride_(round_up<i64>(slots, 16)) {  // a cache line each
     if (ranges_) maxima_.assign(static_cast<size_t>(stride_ * threads), 0);
 }
 

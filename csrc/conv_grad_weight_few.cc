@@ -119,7 +119,8 @@ private:
             for (i64 o = 0; o < call_.o; o += height)
                 for (i64 c = 0; c < count; c += nr_) {
                     const i64 width = std::min(nr_, columns - c);
-                    const Epilogue epilogue{row_scale + o, scale + c, nullptr, nullptr, std::min(nr_, count - c), false};
+                    const i64 columns_kept = std::min(nr_, count - c);
+                    const Epilogue epilogue{row_scale + o, scale + c, nullptr, nullptr, columns_kept, false};
                     t.a = reinterpret_cast<const u8*>(packed_ + o * ld_);
                     t.b = source + c * words_;
                     t.b_step = width;

@@ -86,7 +86,8 @@ private:
     void clear(i64 n0, i64 n1, i64 i0, i64 i1) const {
         const i64 h0 = i0 * rows_.step, h1 = std::min(i1 * rows_.step, rows_.dst), row = cols_.dst * channels_;
         for (i64 n = n0; n < n1; ++n)
-            std::memset(call_.at((n * rows_.dst + h0) * row), 0, static_cast<size_t>(call_.element() * (h1 - h0) * row));
+            std::memset(call_.at((n * rows_.dst + h0) * row), 0,
+                        static_cast<size_t>(call_.element() * (h1 - h0) * row));
     }
 
     struct PhasePair {
@@ -348,7 +349,8 @@ private:
                            row_sums.empty() ? nullptr : row_sums.data());
                 for (i64 r = 0, some = narrow ? 4 : rows; !direct && r < rows; r += some)
                     k_.finish({reinterpret_cast<u8*>(buffer) + (call_.wide ? 8 : 4) * r * columns, call_.wide != 0,
-                               columns, some, to.epilogue, static_cast<u8*>(to.at) + element * (at + r / 4 * group), row, 1});
+                               columns, some, to.epilogue,
+                               static_cast<u8*>(to.at) + element * (at + r / 4 * group), row, 1});
             }
     }
 

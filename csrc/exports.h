@@ -25,8 +25,8 @@ SB_EXPORT const char* sb_norm_constants(
 SB_EXPORT const char* sb_norm_relu(
     const sb::i8* q, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::i64* total, sb::i64 totals,
     const float* factor, sb::i64 factors, const sb::i8* gamma, sb::i64 gammas, const float* scale, sb::i64 scales,
-    const float* beta, sb::i64 betas, sb::i64 count, int bits, int saved_bits, const void* other, void* z, int half, float* r,
-    sb::u8* saved, sb::u8* masks, int threads);
+    const float* beta, sb::i64 betas, sb::i64 count, int bits, int saved_bits, const void* other, void* z, int half,
+    float* r, sb::u8* saved, sb::u8* masks, int threads);
 SB_EXPORT const char* sb_norm_grad_stats(
     const sb::i8* g, const sb::i8* k, sb::i64 outer, sb::i64 channels, sb::i64 inner, const sb::i8* gamma,
     sb::i64 gamma_channels, sb::i64* sum_h, sb::i64* sum_hk, sb::i64* sum_sign, sb::i64* sum_g, sb::i64* sum_gk,
@@ -57,8 +57,8 @@ SB_EXPORT const char* sb_norm_grad_range(
 SB_EXPORT const char* sb_shift_exponents(
     const float* r_k, sb::i64 channels, int top, int apart, float* r, sb::u8* shift, int);
 SB_EXPORT const char* sb_absmax_codes(
-    const void* x, int half, sb::i64 n, float clip, const sb::i64* stream, sb::i64 batch, sb::i64 channels, sb::i64 pixels,
-    int low, int high, void* codes, float* scale, int threads);
+    const void* x, int half, sb::i64 n, float clip, const sb::i64* stream, sb::i64 batch, sb::i64 channels,
+    sb::i64 pixels, int low, int high, void* codes, float* scale, int threads);
 SB_EXPORT const char* sb_shift_codes(
     const void* x, int half, sb::i64 n, sb::i64 groups, sb::i64 inner, int top, float clip, const sb::i64* stream,
     sb::i64 batch, sb::i64 channels, sb::i64 pixels, int low, int high, void* codes, float* scale, sb::u8* shift,

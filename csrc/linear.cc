@@ -66,21 +66,22 @@ void shifted(Floats x, i64 rows, i64 columns, const u8* shift, float* to, int th
 }  // namespace
 }  // namespace sb
 
-// x, w: dense floats (half: bfloat16) -> their codes, packed, and scales; and what `product` multiplies: x by w transposed. Exponents up to
-// x_top belong to x's rows (tokens; x_places as sb_pack_tokens gives them), up to w_top to w's outputs or, with w_block,
-// to each w_block elements of w: then w_exponents are places as well.
+// x, w: dense floats (half: bfloat16) -> their codes, packed, and scales; and what `product` multiplies: x by w
+// transposed. Exponents up to x_top belong to x's rows (tokens; x_places as sb_pack_tokens gives them), up to w_top to
+// w's outputs or, with w_block, to each w_block elements of w: then w_exponents are places as well.
 SB_EXPORT const char* sb_linear_forward(
     const void* x, int x_half, sb::i64 x_n, float x_clip, int x_bits, int x_low, int x_high, int x_top, const void* w,
-    int w_half, sb::i64 w_n, float w_clip, int w_bits, int w_low, int w_high, sb::i64 outputs, int w_top, sb::i64 w_block,
-    const void* product, sb::u8* x_packed, float* x_scale, sb::u8* x_places, sb::u8* w_packed, float* w_scale,
-    sb::u8* w_exponents, int threads) {
+    int w_half, sb::i64 w_n, float w_clip, int w_bits, int w_low, int w_high, sb::i64 outputs, int w_top,
+    sb::i64 w_block, const void* product, sb::u8* x_packed, float* x_scale, sb::u8* x_places, sb::u8* w_packed,
+    float* w_scale, sb::u8* w_exponents, int threads) {
     using namespace sb;
     const Scratch x_codes(x_n), w_codes(w_n);
     const i64 inputs = w_n / outputs;
     u8 *qx = x_codes.as<u8>(), *qw = w_codes.as<u8>();
     if (x_top) {
+        const Floats floats(x, x_half);
         *x_scale =
-            tokens_of({x, x_half != 0}, x_n, inputs, x_clip, nullptr, x_bits, x_low < 0, x_top, x_codes.as<i8>(), threads).step;
+            tokens_of(floats, x_n, inputs, x_clip, nullptr, x_bits, x_low < 0, x_top, x_codes.as<i8>(), threads).step;
         sb_pack_tokens(qx, x_n / inputs, inputs, x_bits, x_top, x_packed, x_places, threads);
     } else {
         sb_absmax_codes(x, x_half, x_n, x_clip, nullptr, 1, x_n, 1, x_low, x_high, qx, x_scale, threads);
@@ -88,8 +89,9 @@ SB_EXPORT const char* sb_linear_forward(
     }
     std::vector<float> steps(static_cast<size_t>(outputs));
     if (w_block) {
+        const Floats floats(w, w_half);
         *w_scale =
-            tokens_of({w, w_half != 0}, w_n, w_block, w_clip, nullptr, w_bits, w_low < 0, w_top, w_codes.as<i8>(), threads).step;
+            tokens_of(floats, w_n, w_block, w_clip, nullptr, w_bits, w_low < 0, w_top, w_codes.as<i8>(), threads).step;
         std::fill(steps.begin(), steps.end(), *w_scale);
         sb_pack_tokens(qw, w_n / w_block, w_block, w_bits, w_top, w_packed, w_exponents, threads);
     } else {
@@ -105,16 +107,17 @@ SB_EXPORT const char* sb_linear_forward(
     return sb_gemm(&call, threads);
 }
 
-// data: (rows, outputs) dense floats (half: bfloat16), the gradient g -> grad_input = g w, grad_weight = g transposed by x, and ones by g; each product may
-// be null. Exponents up to `top` belong to rows (tokens) or to outputs; w's, up to w_top, are in grad_input's call.
-// With tokens, outputs have exponents up to channel_top beside them, as sb_shift_exponents gives them. Where all are 0,
-// grad_input goes without them, and with `wide_without` in place of its `wide`.
-// x_places, w_places: of packed codes with exponents inside, which are unpacked here; nullptr: the call has the operand.
+// data: (rows, outputs) dense floats (half: bfloat16), the gradient g -> grad_input = g w, grad_weight = g transposed
+// by x, and ones by g; each product may be null. Exponents up to `top` belong to rows (tokens) or to outputs; w's, up
+// to w_top, are in grad_input's call. With tokens, outputs have exponents up to channel_top beside them, as
+// sb_shift_exponents gives them. Where all are 0, grad_input goes without them, and with `wide_without` in place of its
+// `wide`. x_places, w_places: of packed codes with exponents inside, which are unpacked here; nullptr: the call has the
+// operand.
 SB_EXPORT const char* sb_linear_backward(
-    const void* data, int half, sb::i64 rows, sb::i64 outputs, int tokens, int top, int channel_top, int apart, float clip,
-    const sb::i64* stream, int bits, sb::i64 inputs, const sb::u8* x_packed, const sb::u8* x_places, int x_bits,
-    int x_signed, int x_top, const sb::u8* w_packed, const sb::u8* w_places, int w_bits, int w_signed, int w_top,
-    sb::i64 w_block, const void* grad_input, int wide_without, const void* grad_weight, const void* grad_bias,
+    const void* data, int half, sb::i64 rows, sb::i64 outputs, int tokens, int top, int channel_top, int apart,
+    float clip, const sb::i64* stream, int bits, sb::i64 inputs, const sb::u8* x_packed, const sb::u8* x_places,
+    int x_bits, int x_signed, int x_top, const sb::u8* w_packed, const sb::u8* w_places, int w_bits, int w_signed,
+    int w_top, sb::i64 w_block, const void* grad_input, int wide_without, const void* grad_weight, const void* grad_bias,
     int threads) {
     using namespace sb;
     const Floats g(data, half);
@@ -127,21 +130,24 @@ SB_EXPORT const char* sb_linear_backward(
     bool without = false;  // exponents of outputs, in grad_input
     if (tokens) {  // theirs is in the codes
         std::vector<float> ranges(static_cast<size_t>(channel_top ? outputs : 1));
-        sb_amax(data, half, channel_top ? rows : 1, channel_top ? outputs : 1, channel_top ? 1 : n, ranges.data(), threads);
+        const i64 outer = channel_top ? rows : 1, channels = channel_top ? outputs : 1;
+        sb_amax(data, half, outer, channels, channel_top ? 1 : n, ranges.data(), threads);
         float range = ranges[0];
         if (channel_top) sb_shift_exponents(ranges.data(), outputs, channel_top, apart, &range, shift.data(), 1);
         const bool far = std::any_of(shift.begin(), shift.end(), [](u8 e) { return e > 0; });
         const Scratch nearer(far ? n * static_cast<i64>(sizeof(float)) : 0);
         if (far) shifted(g, rows, outputs, shift.data(), nearer.as<float>(), threads);
         const Tokens found = tokens_within(
-            range, far ? Floats(nearer.as<float>()) : g, n, outputs, clip, stream, bits, true, top, codes.as<i8>(), threads);
+            range, far ? Floats(nearer.as<float>()) : g, n, outputs, clip, stream, bits, true, top, codes.as<i8>(),
+            threads);
         step = found.step, kernel = found.kernel, top = channel_top;
         without = !far && (!grad_input || exact(step, top + w_top, grad_input));
         if (without) top = 0;
     } else {
         const int high = (1 << (bits - 1)) - 1;
         kernel = sb_shift_codes(
-            data, half, n, outputs, 1, top, clip, stream, 1, n, 1, -high, high, codes.as<i8>(), &step, shift.data(), threads);
+            data, half, n, outputs, 1, top, clip, stream, 1, n, 1, -high, high, codes.as<i8>(), &step, shift.data(),
+            threads);
     }
     std::vector<float> steps(static_cast<size_t>(outputs), step);  // of each output
     for (size_t i = 0; i < steps.size(); ++i) steps[i] /= power_of_two(shift[i]);

@@ -44,8 +44,9 @@ void batch_grad(
 }  // namespace
 }  // namespace sb
 
-// x: n floats (half: bfloat16, and y too). r: the range for each index of an axis; gamma, beta: likewise, or nullptr with 1 channel. The statistic
-// has an axis, its scale one of as many or fewer channels, the last of the statistic's. count: codes of a statistic.
+// x: n floats (half: bfloat16, and y too). r: the range for each index of an axis; gamma, beta: likewise, or nullptr
+// with 1 channel. The statistic has an axis, its scale one of as many or fewer channels, the last of the statistic's.
+// count: codes of a statistic.
 //   gamma_codes, gamma_scale, mu, d, saved_scale, y, saved   results; saved_scale one for each scale channel
 SB_EXPORT const char* sb_norm_forward(
     const void* x, int half, sb::i64 n, const float* r, sb::i64 r_channels, sb::i64 r_inner, const float* gamma,
@@ -116,8 +117,8 @@ SB_EXPORT const char* sb_norm_backward(
     const Scratch codes(n), unpacked(n);
     i8 *q = codes.as<i8>(), *k = unpacked.as<i8>();
     if (!sb_quantize(
-            g, half, n, r, r_channels, r_inner, nullptr, 1, 1, stream, order_batch, order_channels, order_pixels, -top, top,
-            q, threads))
+            g, half, n, r, r_channels, r_inner, nullptr, 1, 1, stream, order_batch, order_channels, order_pixels, -top,
+            top, q, threads))
         return nullptr;
     sb_unpack_codes(saved, n, saved_bits, 1, reinterpret_cast<u8*>(k), threads);
 

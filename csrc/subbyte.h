@@ -29,7 +29,7 @@ struct Bf16 {
 
 constexpr u32 kHalfNan = 0x7FC00000;  // what every NaN becomes
 
-// A tensor of floats, float32 or bfloat16: T is char, or const char where it is read. visit(f) calls f with the pointer.
+// A tensor of floats, float32 or bfloat16: T is char, or const char where it is read. visit(f): f with its pointer.
 template <class T>
 struct FloatTensor {
     template <class E>

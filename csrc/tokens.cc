@@ -202,11 +202,12 @@ SB_EXPORT const char* sb_unpack_tokens(
     return kernel.name;
 }
 
-// data: rows * channels floats (half: bfloat16), r: their range; order and stream: draw.h, nullptr: half to even -> codes 2^(top - e),
-// which are bytes without a sign unless with_sign.
+// data: rows * channels floats (half: bfloat16), r: their range; order and stream: draw.h, nullptr: half to even
+// -> codes 2^(top - e), which are bytes without a sign unless with_sign.
 SB_EXPORT const char* sb_quantize_tokens(
-    const void* data, int half, sb::i64 rows, sb::i64 channels, const float* r, const sb::i64* stream, sb::i64 order_batch,
-    sb::i64 order_channels, sb::i64 order_pixels, int code_bits, int with_sign, int top, sb::i8* codes, int threads) {
+    const void* data, int half, sb::i64 rows, sb::i64 channels, const float* r, const sb::i64* stream,
+    sb::i64 order_batch, sb::i64 order_channels, sb::i64 order_pixels, int code_bits, int with_sign, int top,
+    sb::i8* codes, int threads) {
     using namespace sb;
     const Floats x(data, half);
     const auto kernel = tokens_op.best();
@@ -284,8 +285,8 @@ SB_EXPORT const char* sb_norm_relu_tokens(
         strips.visit(begin, begin + size, [&](i64 at, i64 tile_rows, i64 columns, i64 slot) {
             const i64 i = at - begin;
             kernel.table->norm_relu(
-                q + at, norm.operands, slot, {nullptr, half != 0}, tile_rows, columns, z + i, reinterpret_cast<i8*>(k + i), mask + i,
-                maxima);
+                q + at, norm.operands, slot, {nullptr, half != 0}, tile_rows, columns, z + i,
+                reinterpret_cast<i8*>(k + i), mask + i, maxima);
         });
         pack_run(pack, k, size, saved_bits, saved + begin / 8 * saved_bits);
         pack_run(pack, mask, size, 1, masks + begin / 8);

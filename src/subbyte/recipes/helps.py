@@ -132,8 +132,8 @@ def runs(config: Config) -> Iterator[Run]:
     }
     wanted["plain"] = PLAIN, "", settings
     wanted |= {variant: (scheme, "", settings) for variant, scheme in schemes().items()}
+    wanted["int4, bfloat16"] = "int4", "", {**settings, "autocast": "bfloat16"}
     for name in ("float", "int4"):
-        wanted[f"{name}, bfloat16"] = name, "", {**settings, "autocast": "bfloat16"}
         wanted[f"{name}, long warm-up"] = name, "", longer
         wanted[f"{name}, weight standardization"] = name, "+ws", settings
     nets = [(config.model, config.variants), (config.larger, config.on_larger)]
@@ -173,7 +173,7 @@ STUDY = Study(
         "(output channels); -clip: at 0.6 and 0.5 of each group's range, -0.7: at 0.7; tokens-a: 3 groups of tokens "
         "for activations (-clip: 2, at 0.6 of the largest); blocks-w: 3 groups of blocks of 8 weights; "
         "channels-w: a free scale for each output channel; zero-point-w: an asymmetric grid. "
-        "bfloat16: what passes between layers, by autocast. "
+        "bfloat16: of that type is what passes between layers. "
         "g6-stage1: 6-bit gradients in that stage. The rest (w-float, a8, ...) takes one thing out of 4 bits, to see "
         "what it costs; norms-only leaves every layer float."
     ),
