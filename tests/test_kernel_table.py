@@ -37,7 +37,7 @@ NORMS = ("norm_stats_uncentred", *norm_layer_calls.CALLS)
 INTEGERS = ("integer_pass", "int_sgd")
 OWN = {
     "portable": {*PRODUCTS, *PLANES, *ELEMENTS, *NORMS, *CHAINS, *PACKS, *INTEGERS, "narrow_codes"},
-    "neon": {*PRODUCTS, *PLANES, *ELEMENTS, *NORMS, *CHAINS},
+    "neon": {*PRODUCTS, *PLANES, *ELEMENTS, *NORMS, *CHAINS, "quantize_blocks"},
     "neondot": {*PRODUCTS, *WINOGRAD},
     "avx2": {*PRODUCTS, *FEW_BITS, *PLANES, *ELEMENTS, *NORMS, *CHAINS, *INTEGERS, *PACKS},
     "avxvnni": {*PRODUCTS, *WINOGRAD},
