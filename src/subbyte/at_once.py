@@ -56,14 +56,7 @@ def forward(x: Tensor, w: Any, bias: Tensor | None, products: Products, scheme: 
 
 
 def backward(
-    g: Tensor,
-    x: Any,
-    w: Any,
-    sums: bool,
-    products: Products,
-    scheme: LayerScheme,
-    stream: Callable,
-    half: bool = False,
+    g: Tensor, x: Any, w: Any, sums: bool, products: Products, scheme: LayerScheme, stream: Callable, half: bool = False
 ):
     """(grad_input, grad_weight, grad_bias) of g (B, O); None where g is not one for ops.linear_backward.
 

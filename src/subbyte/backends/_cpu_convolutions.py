@@ -30,20 +30,7 @@ def _places(image: Sequence[int], taps: Sequence[int], stride, padding, dilation
 
 
 def _convolution(
-    op,
-    kernel,
-    roles: str,
-    left: tuple,
-    right: tuple,
-    length,
-    sizes,
-    size,
-    scale,
-    bias,
-    window,
-    half=False,
-    ranges=None,
-    last=False,
+    op, kernel, roles, left, right, length, sizes, size, scale, bias, window, half=False, ranges=None, last=False
 ) -> Tensor:
     """Call one of the three products. left, right: (codes, shift, bits, signed, max_shift), in the op's order.
 

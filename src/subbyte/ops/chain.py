@@ -128,19 +128,7 @@ def _norm_relu_codes_fake(q, total, factor, n, bits, q_gamma, scale, beta, saved
     _norm_relu_codes_fake,
 )
 def norm_relu_codes(
-    q,
-    total,
-    factor,
-    n: int,
-    bits: int,
-    q_gamma,
-    scale,
-    beta,
-    saved_bits: int,
-    r,
-    next_bits: int,
-    next_signed,
-    half=False,
+    q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, r, next_bits: int, next_signed: bool, half=False
 ):
     """(codes, packed codes, saved, mask): quantize(ReLU(y), r, nearest) of y, k = norm_apply(q, ...); saved as above.
 
@@ -171,20 +159,7 @@ def _norm_relu_tokens_fake(
     _norm_relu_tokens_fake,
 )
 def norm_relu_tokens(
-    q,
-    total,
-    factor,
-    n: int,
-    bits: int,
-    q_gamma,
-    scale,
-    beta,
-    saved_bits: int,
-    r,
-    next_bits,
-    next_signed,
-    top,
-    half=False,
+    q, total, factor, n, bits, q_gamma, scale, beta, saved_bits, r, next_bits, next_signed, top: int, half=False
 ):
     """(codes, packed codes, places, saved, mask): quantize_tokens(ReLU(y), r, nearest) and pack_tokens of these codes.
 
