@@ -5,9 +5,9 @@
 #include "amax.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "cpu_features.h"
+#include "memory.h"
 #include "numerics.h"
 #include "parallel.h"
 
@@ -38,7 +38,7 @@ SB_EXPORT const char* sb_amax(
     const i64 repeat = by_columns ? std::min(ceil_div(kMinColumns, period), outer) : 1;
     const i64 slots = by_columns ? period * repeat : channels;
     const i64 stride = round_up<i64>(slots, 16);  // workers do not share a cache line
-    std::vector<i32> maxima(static_cast<size_t>(stride * workers), 0);
+    Lines<i32> maxima(static_cast<size_t>(stride * workers), 0);
 
     if (by_columns) {
         const i64 rows = n / slots;  // whole rows of `slots`; what is left over goes last

@@ -10,6 +10,7 @@ namespace sb::avx2 {
 namespace {
 #define SB_W 8
 #include "simd.inc"
+#include "simd16.inc"
 #include "amax.inc"
 }  // namespace
 }  // namespace sb::avx2

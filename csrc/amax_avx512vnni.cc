@@ -10,6 +10,7 @@ namespace sb::avx512vnni {
 namespace {
 #define SB_W 16
 #include "simd.inc"
+#include "simd16.inc"
 #include "amax.inc"
 }  // namespace
 }  // namespace sb::avx512vnni

@@ -10,6 +10,7 @@ namespace {
 #define SB_W 4
 #define SB_NEON 1
 #include "simd.inc"
+#include "simd16.inc"
 #include "amax.inc"
 }  // namespace
 

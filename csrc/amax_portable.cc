@@ -6,6 +6,7 @@ namespace sb::portable {
 namespace {
 #define SB_W 4
 #include "simd.inc"
+#include "simd16.inc"
 #include "amax.inc"
 const Register registered{kAmaxOps, Isa::portable, "", &kernels};
 }  // namespace

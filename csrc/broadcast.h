@@ -7,9 +7,8 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
-#include "subbyte.h"
+#include "memory.h"
 
 namespace sb {
 
@@ -70,7 +69,7 @@ public:
 private:
     const T* values_;
     Axis axis_;
-    std::vector<T> repeated_;
+    Lines<T> repeated_;
 };
 
 }  // namespace sb

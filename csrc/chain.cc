@@ -97,7 +97,7 @@ SB_EXPORT const char* sb_norm_relu_codes(
         strips, {total, totals}, {factor, factors}, {gamma, gammas}, {scale, scales}, {beta, betas}, count, bits,
         saved_bits);
     const float high = static_cast<float>(top) * kOne;
-    const std::vector<float> inv = inverse_steps(strips, {r, ranges}, {nullptr, 0}, high);
+    const Lines<float> inv = inverse_steps(strips, {r, ranges}, {nullptr, 0}, high);
     const i64 n = shape.size();
     will_fill(codes, n);
     const int workers = useful_threads(threads, n, kGrain);

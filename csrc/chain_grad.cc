@@ -121,7 +121,7 @@ SB_EXPORT const char* sb_relu_grad_quantize(
     if (!Draws::covers(n, order)) return nullptr;
     const PackKernels& unpack = *unpack_op.best().table;
     const float high = static_cast<float>(top) * kOne;
-    const std::vector<float> inv = inverse_steps(strips, {r, ranges}, {nullptr, 0}, high);
+    const Lines<float> inv = inverse_steps(strips, {r, ranges}, {nullptr, 0}, high);
     const Draws draws(*draw_op.best().table, stream, n, order, strips.tile(Draws::kTile));
     will_fill(codes, n);
     const int workers = useful_threads(threads, n, kGrain);
@@ -225,10 +225,10 @@ SB_EXPORT const char* sb_norm_grad_codes(
     if (stream && !Draws::covers(n, order)) return nullptr;
     const PackKernels& unpack = *unpack_op.best().table;
     const float high = static_cast<float>(top) * kOne;
-    std::vector<std::vector<float>> inv(256);  // by the exponent of a sample; the first is that of 0
+    std::vector<Lines<float>> inv(256);  // by the exponent of a sample; the first is that of 0
     inv[0] = inverse_steps(strips, {r, ranges}, {shift, shifts}, high);
     for (i64 i = 0; sample_shift && i < samples; ++i) {
-        std::vector<float>& scaled = inv[sample_shift[i]];
+        Lines<float>& scaled = inv[sample_shift[i]];
         if (!scaled.empty()) continue;
         scaled = inv[0];
         for (float& x : scaled) x *= power_of_two(sample_shift[i]);

@@ -19,13 +19,13 @@ struct Values {
     T operator[](i64 c) const { return p[n == 1 ? 0 : c]; }
 
     template <class To>
-    std::vector<To> spread(const Strips& strips) const {
+    Lines<To> spread(const Strips& strips) const {
         return strips.spread<To>([&](i64 c) { return static_cast<To>((*this)[c]); });
     }
 };
 
 // inv = top / r, times 2^shift where there are shifts
-inline std::vector<float> inverse_steps(const Strips& strips, Values<float> r, Values<u8> shift, float top) {
+inline Lines<float> inverse_steps(const Strips& strips, Values<float> r, Values<u8> shift, float top) {
     return strips.spread<float>([&](i64 c) {
         const float inv = inverse_step(r[c], top);
         return shift.p ? inv * power_of_two(shift[c]) : inv;
@@ -41,8 +41,8 @@ inline bool fits_in_32_bits(i64 count, const i64* total, i64 n) {
 
 // The operands of a norm by slot, and the narrowing of k.
 struct Norm {
-    std::vector<i32> total;
-    std::vector<float> factor, gamma, scale, beta;
+    Lines<i32> total;
+    Lines<float> factor, gamma, scale, beta;
     NormOperands operands;
 
     Norm(const Norm&) = delete;  // the operands point into the vectors
@@ -58,8 +58,8 @@ struct Norm {
 
 // The operands of a norm's gradient by slot.
 struct NormGrad {
-    std::vector<i32> gamma;
-    std::vector<float> a, offset[3];
+    Lines<i32> gamma;
+    Lines<float> a, offset[3];
     GradOperands operands;
 
     NormGrad(const NormGrad&) = delete;  // the operands point into the vectors

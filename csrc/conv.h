@@ -85,7 +85,7 @@ private:
     float* ranges_;
     bool half_;
     i64 stride_;
-    std::vector<i32> maxima_;
+    Lines<i32> maxima_;
 };
 
 // The same product of a kernel of one pixel (1x1, no padding) seen as a matrix product over pixels: those that a stride

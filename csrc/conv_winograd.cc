@@ -8,7 +8,6 @@
 // what room is left. Where codes are wider, shifts too far apart, or channels few, conv_window.cc does it directly.
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "conv.h"
 #include "cpu_features.h"
@@ -231,7 +230,7 @@ private:
     Correction correct_;
     i64 nr_, padded_, panels_, tile_rows_, tile_cols_, tiles_;
     int shift_ = 0;  // what all left shifts have in common
-    std::vector<u8> factor_a_, factor_b_, zeros_;
+    Lines<u8> factor_a_, factor_b_, zeros_;
     i32 *u_ = nullptr, *init_ = nullptr;
     float* scale_ = nullptr;
     bool stream_ = false;

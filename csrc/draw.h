@@ -8,8 +8,8 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
+#include "memory.h"
 #include "parallel.h"
 #include "quantize.h"
 
@@ -39,7 +39,7 @@ public:
     void each(int workers, const Body& body) const {
         const i64 group = std::max<i64>(1, kBlock / largest_);
         parallel(workers, ceil_div(tiles_, group), [&](i64 task, int worker) {
-            std::vector<u16> bits(drawn_ ? static_cast<size_t>(largest_ + kRandomSlack) : 0);
+            Lines<u16> bits(drawn_ ? static_cast<size_t>(largest_ + kRandomSlack) : 0);
             for (i64 tile = task * group; tile < std::min((task + 1) * group, tiles_); ++tile) {
                 const Span s = span(tile);
                 if (drawn_) draw(s, bits.data());

@@ -58,7 +58,7 @@ Reduction::Reduction(const ProductKernels& kernels, i64 k, const std::vector<int
         groups_ = {{0, words_, most_rest}};
         return;
     }
-    std::vector<u8> fa, fb;
+    Lines<u8> fa, fb;
     for (int r = most_rest; r >= least_rest; --r) {
         const i64 begin = static_cast<i64>(order_.size());
         for (i64 i = 0; i < k; ++i)
@@ -87,7 +87,7 @@ Reduction::Side Reduction::side(const ProductKernels& kernels, bool wants_s8, Fo
     return {codes.is_signed != 0, lift ? up : lower ? -kOffset : 0};
 }
 
-Codes Reduction::codes(const Side& side, const std::vector<u8>& factor, const void* data, i64 outer, i64 inner) const {
+Codes Reduction::codes(const Side& side, const Lines<u8>& factor, const void* data, i64 outer, i64 inner) const {
     return {static_cast<const u8*>(data),
             outer,
             inner,

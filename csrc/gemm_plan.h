@@ -9,6 +9,7 @@
 
 #include "cpu_features.h"
 #include "gemm_kernels.h"
+#include "memory.h"
 
 namespace sb {
 
@@ -53,14 +54,14 @@ private:
         int rest;
     };
     static Side side(const ProductKernels& kernels, bool wants_s8, Format codes, int folded);
-    Codes codes(const Side& side, const std::vector<u8>& factor, const void* data, i64 outer, i64 inner) const;
+    Codes codes(const Side& side, const Lines<u8>& factor, const void* data, i64 outer, i64 inner) const;
 
     i64 k_, words_ = 0;
     int per_word_;
     bool wide_;
     Side a_, b_;
     i64 longest_, exact_;
-    std::vector<u8> factor_a_, factor_b_;
+    Lines<u8> factor_a_, factor_b_;
     std::vector<i32> order_;
     std::vector<Group> groups_;
 };

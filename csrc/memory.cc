@@ -42,7 +42,7 @@ Scratch::Scratch(i64 bytes) : block_{nullptr, 0} {
         if (b.p == block_.p) b = {};
     if (block_.bytes >= bytes) return;
     std::free(block_.p);
-    block_ = {std::malloc(static_cast<size_t>(bytes)), bytes};
+    block_ = {std::aligned_alloc(64, round_up<size_t>(static_cast<size_t>(bytes), 64)), bytes};
     if (!block_.p) throw std::bad_alloc();
     will_fill(block_.p, bytes);
 }

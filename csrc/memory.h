@@ -1,9 +1,29 @@
 // Memory and its pages: large outputs on large pages, and memory for the time of a call that a thread uses again.
 #pragma once
 
+#include <new>
+#include <vector>
+
 #include "subbyte.h"
 
 namespace sb {
+
+// A vector of numbers that begins on a line of the cache, for kernels. Elsewhere every second load of a whole register
+// or more touches two lines, and one that was just stored so has to wait for the store.
+template <class T>
+struct OnLine {
+    using value_type = T;
+    static constexpr std::align_val_t kAlign{64};
+    OnLine() = default;
+    template <class U>
+    OnLine(const OnLine<U>&) {}
+    T* allocate(size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kAlign)); }
+    void deallocate(T* p, size_t) { ::operator delete(p, kAlign); }
+    bool operator==(const OnLine&) const { return true; }
+    bool operator!=(const OnLine&) const { return false; }
+};
+template <class T>
+using Lines = std::vector<T, OnLine<T>>;
 
 // Tell the system that [p, p + bytes) is about to be written throughout. Nothing happens to small or used memory.
 // A fresh 8 MiB buffer costs 2,048 faults of 4 KiB, more than the pass that fills it.

@@ -76,7 +76,7 @@ std::vector<Moments> by_slots(
                 m.greatest = std::max<i64>(m.greatest, greatests.of(w)[s]);
             });
     }
-    const std::vector<i16> thresholds =
+    const Lines<i16> thresholds =
         strips.spread<i16>([&](i64 c) { return static_cast<i16>(threshold(moments[static_cast<size_t>(c)])); });
     tiles([&](i64 at, i64 rows, i64 columns, i64 s, int w) {
         if (l2)
@@ -231,7 +231,7 @@ SB_EXPORT const char* sb_norm_grad_stats_rows(
     const auto kernel = grad_op.best();
     const i64 group = std::min(ceil_div(kBlock, columns), kMaxRows);
     const int workers = useful_threads(threads, rows * columns, kGrain);
-    std::vector<i16> gammas(static_cast<size_t>(columns));
+    Lines<i16> gammas(static_cast<size_t>(columns));
     for (i64 c = 0; c < columns; ++c) gammas[static_cast<size_t>(c)] = gamma[gamma_channels == 1 ? 0 : c];
     PerWorker<i32> gs(columns, workers, 0), signs(columns, workers, 0);
     PerWorker<i64> gks(columns, workers, 0);

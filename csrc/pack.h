@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "subbyte.h"
+#include "memory.h"
 
 namespace sb {
 
@@ -48,7 +48,7 @@ private:
     PackKernels kernel_;
     const u8* packed_;
     int bits_;
-    std::vector<u8> codes_;
+    Lines<u8> codes_;
 };
 
 // A word with v in each byte.

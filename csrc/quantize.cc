@@ -34,7 +34,7 @@ struct Factors {
     // piece(begin, length, inv) for runs that cover begin .. end
     template <class Piece>
     void pieces(i64 begin, i64 end, const Piece& piece) const {
-        float buffer[kLanes], other[kLanes], product[kProducts];
+        alignas(64) float buffer[kLanes], other[kLanes], product[kProducts];
         while (begin < end) {
             const Axis::Position p = first.axis().position(begin);
             i64 n = std::min(end - begin, p.run);

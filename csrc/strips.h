@@ -10,9 +10,8 @@
 
 #include <algorithm>
 #include <numeric>
-#include <vector>
 
-#include "subbyte.h"
+#include "memory.h"
 
 namespace sb {
 
@@ -80,8 +79,8 @@ public:
 
     // value(c) for each slot of each channel c, and a strip of zeros behind them
     template <class T, class Value>
-    std::vector<T> spread(const Value& value) const {
-        std::vector<T> to(static_cast<size_t>(slots_ + kRunLanes));
+    Lines<T> spread(const Value& value) const {
+        Lines<T> to(static_cast<size_t>(slots_ + kRunLanes));
         for (i64 c = 0; c < shape_.channels; ++c) {
             const T v = value(c);
             of_channel(c, [&](i64 s) { to[static_cast<size_t>(s)] = v; });
@@ -105,7 +104,7 @@ public:
 
 private:
     i64 stride_;
-    std::vector<T> values_;
+    Lines<T> values_;
 };
 
 }  // namespace sb

@@ -77,15 +77,16 @@ def op(schema: str, fake: Callable) -> Callable[[Callable], Callable]:
 
 def _eager(args: tuple) -> bool:
     """Are these plain tensors, and is nothing there that has to see the op: autograd, a tracer, a mode, a profiler?"""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+    if torch.compiler.is_compiling():
         return False
     if _C._len_torch_dispatch_stack() or _C._len_torch_function_stack() or _C._is_tracing():
         return False
     if _C._functorch.peek_interpreter_stack() is not None or torch.autograd._profiler_enabled():
         return False
+    grad = torch.is_grad_enabled()
     for a in args:  # by type: isinstance takes three times as long, ten thousand times in a step of a network
         if type(a) in _PLAIN:
-            if a.is_meta:
+            if a.is_meta or (grad and a.requires_grad):
                 return False
         elif type(a) not in _NO_TENSOR:
             return False
