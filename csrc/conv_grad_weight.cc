@@ -97,7 +97,7 @@ private:
     i64 image_words(i64 rows) const { return static_cast<i64>(split_.size()) * inputs_ * plane(rows); }
 
     bool make_blocks(const std::vector<int>& left) {
-        const i64 positions = k_.per_word * std::max(line_, q_words_ * call_.p);
+        const i64 positions = k_.per_word * std::max(source_rows(call_.p) * line_, q_words_ * call_.p);
         plans_[0] = nullptr;
         for (int shift : left) plans_[shift] = nullptr;
         if (!left.empty() && std::find(left.begin(), left.end(), 0) == left.end()) plans_.erase(0);
@@ -112,12 +112,14 @@ private:
         const i64 image = 4 * (image_words(call_.p) + call_.p * q_words_ * padded_);
         const i64 share = ceil_div<i64>(call_.n, threads_);
         const i64 budget = std::max(kTaskBytes, size_ * element_ / 4);  // every task reads and writes all of dw
-        const i64 images = std::clamp<i64>(std::min(budget / image, exact_rows / call_.p), 1, share);
+        const i64 most = std::clamp<i64>(std::min(budget / image, exact_rows / call_.p), 1, share);
+        // As many blocks for each thread: it is the last one that all wait for.
+        const i64 images = ceil_div(call_.n, round_up<i64>(ceil_div(call_.n, most), threads_));
         const i64 rows = std::clamp<i64>(std::min(call_.p * budget / image, exact_rows), 1, call_.p);
         for (i64 n0 = 0; n0 < call_.n;) {
             const int shift = left.empty() ? 0 : left[n0];
             i64 n1 = n0 + 1;
-            while (n1 < call_.n && n1 - n0 < balanced(call_.n, images) && (left.empty() || left[n1] == shift)) ++n1;
+            while (n1 < call_.n && n1 - n0 < images && (left.empty() || left[n1] == shift)) ++n1;
             for (i64 p = 0; p < call_.p; p += balanced(call_.p, rows))
                 blocks_.push_back({n0, n1, p, std::min(p + balanced(call_.p, rows), call_.p), shift});
             n0 = n1;
@@ -130,7 +132,20 @@ private:
         const i64 rows = source_rows(block.p1 - block.p0), ld = plane(block.p1 - block.p0), *stride = call_.b.stride;
         i32* const begin = scratch<i32>(Slot::left, (block.n1 - block.n0) * image_words(block.p1 - block.p0));
         i32* to = begin;
-        for (i64 n = block.n0; n < block.n1; ++n)
+        // Pixels of channels whose rows follow each other: all rows at once, so that short ones fill vectors.
+        const bool together = stride[1] == 1 && stride[3] != 1 && rows_touch(call_.b, call_.h, call_.w);
+        const std::vector<i32> order = together ? pixels_of(rows, block.p0) : std::vector<i32>();
+        for (i64 n = block.n0; n < block.n1; ++n) {
+            if (together) {
+                Codes codes =
+                    plan.left_codes(call_.b.codes() + n * stride[0] + group * inputs_ * stride[1], 1, stride[3]);
+                codes.first = 0, codes.last = call_.h * call_.w;
+                for (size_t s = 0; s < split_.size(); ++s, to += inputs_ * ld) {
+                    codes.order = &order[s * static_cast<size_t>(rows * line_ * k_.per_word)];
+                    k_.encode_rows(codes, inputs_, rows * line_, to, ld);
+                }
+                continue;
+            }
             for (i64 column : split_) {
                 const i64 first = low_ * call_.stride[1] + column;
                 const u8* data = call_.b.codes() + n * stride[0] + group * inputs_ * stride[1] + first * stride[3];
@@ -148,7 +163,23 @@ private:
                 }
                 to += inputs_ * ld;
             }
+        }
         return reinterpret_cast<const u8*>(begin);
+    }
+
+    // The pixel of x at each place of its planes, [split][row][element of a word]; -1 beyond the border.
+    std::vector<i32> pixels_of(i64 rows, i64 p0) const {
+        std::vector<i32> pixels;
+        for (i64 column : split_)
+            for (i64 i = 0; i < rows; ++i) {
+                const i64 h = p0 * call_.stride[0] - call_.padding[0] + i;
+                for (i64 j = 0; j < line_ * k_.per_word; ++j) {
+                    const i64 w = (low_ + j) * call_.stride[1] + column;
+                    const bool inside = h >= 0 && h < call_.h && w >= 0 && w < call_.w;
+                    pixels.push_back(inside ? static_cast<i32>(h * call_.w + w) : -1);
+                }
+            }
+        return pixels;
     }
 
     // g of a block and panel: [image][row][word][output]
