@@ -219,7 +219,9 @@ class Seen(TorchDispatchMode):
 
 
 def test_plain_tensors_without_autograd_skip_torch():
-    assert not dispatch._eager((X, ops.WHOLE))
+    assert dispatch._eager((X, ops.WHOLE, None))
+    assert not dispatch._eager((X.clone().requires_grad_(), ops.WHOLE))
+    assert not dispatch._eager((torch.nn.Parameter(X), 1))
     with torch.no_grad():
         assert dispatch._eager((X, ops.WHOLE, None))
         assert dispatch._eager((torch.nn.Parameter(X), 1))
