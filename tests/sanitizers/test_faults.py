@@ -71,7 +71,7 @@ def test_undefined_shift(report_of: Callable[..., str]) -> None:
 
 
 def test_race_of_an_output_that_overlaps_the_input(report_of: Callable[..., str]) -> None:
-    codes = torch.zeros(1 << 20, dtype=torch.int8)
-    report = report_of("sb_pack_codes", codes.data_ptr(), 1 << 20, 4, codes.data_ptr(), 2)
+    codes = torch.zeros(1 << 24, dtype=torch.int8)
+    report = report_of("sb_pack_codes", codes.data_ptr(), 1 << 24, 4, codes.data_ptr(), 2)
     assert "WARNING: ThreadSanitizer: data race" in report
     assert "csrc/pack" in report
