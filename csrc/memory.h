@@ -8,8 +8,8 @@
 
 namespace sb {
 
-// A vector of numbers that begins on a line of the cache, for kernels. Elsewhere every second load of a whole register
-// or more touches two lines, and one that was just stored so has to wait for the store.
+// A vector of numbers that begins on a line of the cache, for kernels. Elsewhere each load of a whole register touches
+// two lines, and has to wait where what it reads was stored across two lines a moment ago.
 template <class T>
 struct OnLine {
     using value_type = T;
