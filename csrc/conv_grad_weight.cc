@@ -132,20 +132,11 @@ private:
         const i64 rows = source_rows(block.p1 - block.p0), ld = plane(block.p1 - block.p0), *stride = call_.b.stride;
         i32* const begin = scratch<i32>(Slot::left, (block.n1 - block.n0) * image_words(block.p1 - block.p0));
         i32* to = begin;
-        // Pixels of channels whose rows follow each other: all rows at once, so that short ones fill vectors.
-        const bool together = stride[1] == 1 && stride[3] != 1 && rows_touch(call_.b, call_.h, call_.w);
-        const std::vector<i32> order = together ? pixels_of(rows, block.p0) : std::vector<i32>();
-        for (i64 n = block.n0; n < block.n1; ++n) {
-            if (together) {
-                Codes codes =
-                    plan.left_codes(call_.b.codes() + n * stride[0] + group * inputs_ * stride[1], 1, stride[3]);
-                codes.first = 0, codes.last = call_.h * call_.w;
-                for (size_t s = 0; s < split_.size(); ++s, to += inputs_ * ld) {
-                    codes.order = &order[s * static_cast<size_t>(rows * line_ * k_.per_word)];
-                    k_.encode_rows(codes, inputs_, rows * line_, to, ld);
-                }
-                continue;
-            }
+        if (stride[1] == 1 && stride[3] != 1 && rows_touch(call_.b, call_.h, call_.w)) {
+            pack_pixels(plan, block, group, to);
+            return reinterpret_cast<const u8*>(begin);
+        }
+        for (i64 n = block.n0; n < block.n1; ++n)
             for (i64 column : split_) {
                 const i64 first = low_ * call_.stride[1] + column;
                 const u8* data = call_.b.codes() + n * stride[0] + group * inputs_ * stride[1] + first * stride[3];
@@ -163,8 +154,22 @@ private:
                 }
                 to += inputs_ * ld;
             }
-        }
         return reinterpret_cast<const u8*>(begin);
+    }
+
+    // The same of pixels whose rows follow each other: all rows of a plane at once, so that short ones fill vectors.
+    void pack_pixels(const Reduction& plan, const Block& block, i64 group, i32* to) const {
+        const i64 rows = source_rows(block.p1 - block.p0), ld = plane(block.p1 - block.p0), words = rows * line_;
+        const std::vector<i32> order = pixels_of(rows, block.p0);
+        for (i64 n = block.n0; n < block.n1; ++n) {
+            const u8* data = call_.b.codes() + n * call_.b.stride[0] + group * inputs_;
+            Codes codes = plan.left_codes(data, 1, call_.b.stride[3]);
+            codes.first = 0, codes.last = call_.h * call_.w;
+            for (size_t s = 0; s < split_.size(); ++s, to += inputs_ * ld) {
+                codes.order = &order[s * static_cast<size_t>(words * k_.per_word)];
+                k_.encode_rows(codes, inputs_, words, to, ld);
+            }
+        }
     }
 
     // The pixel of x at each place of its planes, [split][row][element of a word]; -1 beyond the border.
